@@ -1,0 +1,1 @@
+"""Starts Postgres, NATS, Traefik and the engine of one machine."""
