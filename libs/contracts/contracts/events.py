@@ -1,0 +1,250 @@
+"""Every event, in the order in which data flows through the platform.
+
+The subject of an event is its name; events of a node add the node's name as last token, so that a node's
+credentials can be confined to it. Change is additive only: see `tests/contracts/golden/`.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from contracts.ids import (
+    AppId,
+    BuildId,
+    CreditId,
+    DeploymentId,
+    EventId,
+    InstanceId,
+    NodeName,
+    OrganizationId,
+    UserId,
+    new_id,
+)
+from contracts.model import Model, Moment
+from contracts.money import Money, Rate
+from contracts.workload import (
+    BuildResult,
+    BuildSettings,
+    Limits,
+    RuntimePreset,
+    Slot,
+    Source,
+    WorkloadSpec,
+)
+
+
+class Event(Model):
+    name: ClassVar[str]
+    id: EventId = Field(default_factory=lambda: new_id("evt"))
+    at: Moment = Field(default_factory=lambda: datetime.now(UTC))
+
+    def subject(self) -> str:
+        return self.name
+
+
+class NodeEvent(Event):
+    node: NodeName
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.node}"
+
+
+# --- a customer's intent -----------------------------------------------------------------------------
+
+
+class AppCreated(Event):
+    name = "app.created"
+    spec: WorkloadSpec
+
+
+class HostnameAssigned(Event):
+    name = "hostname.assigned"
+    workload: AppId
+    organization: OrganizationId
+    hostname: str
+    url: str
+
+
+class DeploymentRequested(Event):
+    name = "deployment.requested"
+    deployment: DeploymentId
+    number: int
+    workload: AppId
+    organization: OrganizationId
+    app_name: str
+    source: Source
+    build: BuildSettings
+    # The presets the administrator offers to this app; the recipe picks one of them.
+    runtimes: tuple[RuntimePreset, ...]
+    limits: Limits
+
+
+# --- source to image -----------------------------------------------------------------------------------
+
+
+class BuildStarted(Event):
+    name = "build.started"
+    build: BuildId
+    deployment: DeploymentId
+    workload: AppId
+    organization: OrganizationId
+
+
+class BuildFinished(Event):
+    name = "build.finished"
+    build: BuildId
+    deployment: DeploymentId
+    workload: AppId
+    organization: OrganizationId
+    seconds: float
+    result: BuildResult
+
+
+# --- a release goes to nodes -----------------------------------------------------------------------------
+
+
+class AppChanged(Event):
+    """The desired state of a workload is new: a release, a start, a stop, a suspension."""
+
+    name = "app.changed"
+    spec: WorkloadSpec
+
+
+class AppDeleted(Event):
+    name = "app.deleted"
+    spec: WorkloadSpec
+
+
+class PlacementDecided(Event):
+    name = "placement.decided"
+    workload: AppId
+    organization: OrganizationId
+    generation: int
+    deployment: DeploymentId | None
+    nodes: tuple[NodeName, ...]
+
+
+class PlacementBlocked(Event):
+    name = "placement.blocked"
+    workload: AppId
+    organization: OrganizationId
+    generation: int
+    deployment: DeploymentId | None
+    # node -> why it cannot take the workload, in words ("memory short by 256 MB")
+    reasons: dict[str, str]
+
+
+# --- a node at work --------------------------------------------------------------------------------------
+
+
+class InstanceStarted(NodeEvent):
+    name = "instance.started"
+    instance: InstanceId
+    workload: AppId
+    organization: OrganizationId
+    slot: Slot
+    generation: int
+    deployment: DeploymentId | None
+    rate: Rate
+    started_at: Moment
+
+
+class InstanceStopped(NodeEvent):
+    """Carries everything `instance.started` did: the two may arrive in any order."""
+
+    name = "instance.stopped"
+    instance: InstanceId
+    workload: AppId
+    organization: OrganizationId
+    slot: Slot
+    generation: int
+    deployment: DeploymentId | None
+    rate: Rate
+    started_at: Moment
+    stopped_at: Moment
+    reason: Literal["replaced", "stopped", "deleted", "moved", "unhealthy", "lost"]
+    exit_code: int | None = None
+    words: str | None = None
+
+
+class RolloutFinished(NodeEvent):
+    """One node has brought a generation to life, or has kept the old one and says why."""
+
+    name = "rollout.finished"
+    workload: AppId
+    organization: OrganizationId
+    generation: int
+    deployment: DeploymentId | None
+    ok: bool
+    running: Annotated[int, Field(ge=0)]
+    reason: str | None = None
+    log_tail: tuple[str, ...] = ()
+
+
+# --- money -------------------------------------------------------------------------------------------------
+
+
+class CreditGranted(Event):
+    """The administrator gave an organization money; billing books it, once per `credit`."""
+
+    name = "credit.granted"
+    credit: CreditId
+    organization: OrganizationId
+    amount: Money
+    note: str
+    by: UserId
+
+
+class BillingTick(Event):
+    """A period has ended. Its id is made of the period, so however many replicas publish it, it is one."""
+
+    name = "billing.tick"
+    period_start: Moment
+    period_end: Moment
+
+
+class WalletChanged(Event):
+    name = "wallet.changed"
+    organization: OrganizationId
+    # Counts the changes of this wallet: a reader keeps the highest.
+    sequence: int
+    balance: Money
+
+
+# --- the platform about itself -----------------------------------------------------------------------------
+
+
+class AlertRaised(Event):
+    name = "alert.raised"
+    service: str
+    severity: Literal["warning", "critical"]
+    title: str
+    details: dict[str, str] = {}
+
+
+EVENTS: tuple[type[Event], ...] = (
+    AppCreated,
+    HostnameAssigned,
+    DeploymentRequested,
+    BuildStarted,
+    BuildFinished,
+    AppChanged,
+    AppDeleted,
+    PlacementDecided,
+    PlacementBlocked,
+    InstanceStarted,
+    InstanceStopped,
+    RolloutFinished,
+    CreditGranted,
+    BillingTick,
+    WalletChanged,
+    AlertRaised,
+)
+
+BY_NAME: dict[str, type[Event]] = {event.name: event for event in EVENTS}
+
+
+def event_for(subject: str) -> type[Event] | None:
+    """The event a subject carries: the name itself, or the name and a node."""
+    return BY_NAME.get(subject) or BY_NAME.get(subject.rpartition(".")[0])

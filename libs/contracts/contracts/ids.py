@@ -1,0 +1,50 @@
+"""Ids: a prefix that says what it names, then 26 characters that sort by time of creation.
+
+`app_06f2…`: 48 bits of milliseconds and 80 random bits in Crockford's base 32 (a ULID in lower case).
+Lower case and no separator but one underscore: such an id is also a valid label, key and subject token.
+"""
+
+import re
+import secrets
+import time
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PATTERN = re.compile(r"^[a-z]{3}_[0-9a-hjkmnp-tv-z]{26}$")
+
+
+def _encode(number: int, length: int) -> str:
+    characters = []
+    for _ in range(length):
+        number, digit = divmod(number, 32)
+        characters.append(_ALPHABET[digit])
+    return "".join(reversed(characters))
+
+
+def new_id(prefix: str, at: float | None = None) -> str:
+    milliseconds = int((time.time() if at is None else at) * 1000)
+    return f"{prefix}_{_encode(milliseconds, 10)}{_encode(secrets.randbits(80), 16)}"
+
+
+def is_id(text: str, prefix: str | None = None) -> bool:
+    return bool(_PATTERN.match(text)) and (prefix is None or text.startswith(prefix + "_"))
+
+
+def _typed(prefix: str) -> StringConstraints:
+    return StringConstraints(pattern=rf"^{prefix}_[0-9a-hjkmnp-tv-z]{{26}}$")
+
+
+AppId = Annotated[str, _typed("app")]
+BuildId = Annotated[str, _typed("bld")]
+CreditId = Annotated[str, _typed("crd")]
+DeploymentId = Annotated[str, _typed("dep")]
+EventId = Annotated[str, StringConstraints(min_length=1, max_length=80)]
+InstanceId = Annotated[str, _typed("ins")]
+OrganizationId = Annotated[str, _typed("org")]
+ProjectId = Annotated[str, _typed("prj")]
+ReleaseId = Annotated[str, _typed("rel")]
+SourceId = Annotated[str, _typed("src")]
+UserId = Annotated[str, _typed("usr")]
+NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]

@@ -1,0 +1,88 @@
+"""What is said often, and may be lost without harm: plain NATS, no stream, no outbox.
+
+Every report is whole: the next one says everything again. Counters are cumulative and come with the boot
+they count from, so a lost, doubled or late report changes nothing.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from contracts.ids import AppId, BuildId, DeploymentId, InstanceId, NodeName, OrganizationId
+from contracts.model import Model, Moment
+from contracts.money import Rate
+from contracts.workload import Slot
+
+
+class Report(Model):
+    name: ClassVar[str]
+
+    def subject(self) -> str:
+        return self.name
+
+
+class NodeCapacity(Model):
+    cpu_millis: int
+    memory_mb: int
+    disk_mb: int
+
+
+class NodeUsage(Model):
+    cpu_millis: int
+    memory_mb: int
+    disk_mb: int
+    load: float
+
+
+class RunningInstance(Model):
+    instance: InstanceId
+    workload: AppId
+    organization: OrganizationId
+    slot: Slot
+    generation: int
+    deployment: DeploymentId | None
+    rate: Rate
+    started_at: Moment
+    healthy: bool
+
+
+class NodeHeartbeat(Report):
+    name = "node.heartbeat"
+    node: NodeName
+    region: str
+    # A new one with every start of the agent; `sequence` counts the reports since then.
+    boot: str
+    sequence: Annotated[int, Field(ge=1)]
+    at: Moment
+    capacity: NodeCapacity
+    used: NodeUsage
+    engine: str
+    instances: tuple[RunningInstance, ...]
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.node}"
+
+
+class LogLine(Model):
+    """One line of a build: `sequence` counts from 1 without a gap within the deployment."""
+
+    sequence: Annotated[int, Field(ge=1)]
+    at: Moment
+    stream: Literal["stdout", "stderr", "platform"]
+    step: str
+    text: str
+
+
+class BuildLog(Report):
+    """New lines of a build log, live; the stored log is the truth and fills every gap."""
+
+    name = "build.log"
+    build: BuildId
+    deployment: DeploymentId
+    lines: tuple[LogLine, ...]
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.deployment}"
+
+
+REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, BuildLog)

@@ -1,0 +1,196 @@
+"""The workload: one whole specification, kept by the gateway, followed by everybody else.
+
+A specification is never a difference. It carries a `generation` that only the gateway raises; a reader
+keeps the newest it has seen, so a lost, late or doubled message heals with the next one.
+"""
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from contracts.ids import (
+    AppId,
+    DeploymentId,
+    NodeName,
+    OrganizationId,
+    ProjectId,
+    ReleaseId,
+    SourceId,
+)
+from contracts.model import Model, Moment
+from contracts.money import Rate
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,38}[a-z0-9]$"
+
+Kind = Literal["app", "database", "service", "box"]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Limits(Model):
+    """What one instance may use; the engine enforces it."""
+
+    cpu_millis: Annotated[int, Field(gt=0)]
+    memory_mb: Annotated[int, Field(ge=16)]
+    disk_mb: Annotated[int, Field(gt=0)]
+    pids: Annotated[int, Field(ge=8)] = 256
+
+
+class HealthCheck(Model):
+    """When an instance counts as ready, and when as broken."""
+
+    kind: Literal["tcp", "http"] = "tcp"
+    path: str = "/"
+    interval_seconds: Annotated[float, Field(gt=0, le=300)] = 10
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
+    retries: Annotated[int, Field(ge=1, le=20)] = 3
+    start_seconds: Annotated[float, Field(gt=0, le=600)] = 60
+
+
+class Process(Model):
+    """A Procfile type. `command` runs in a shell *inside* the instance; none means the image's own."""
+
+    command: str | None = None
+    replicas: Annotated[int, Field(ge=0, le=100)] = 1
+
+
+class WorkloadSpec(Model):
+    id: AppId
+    kind: Kind = "app"
+    name: str
+    environment: str = "production"
+    organization: OrganizationId
+    project: ProjectId
+    generation: Annotated[int, Field(ge=1)]
+    state: Literal["running", "stopped", "deleted"]
+    region: str
+    plan: str
+    limits: Limits
+    rate: Rate
+    # The user and group every process of the organization runs as on a node; unique to the organization.
+    uid: Annotated[int, Field(ge=100_000)]
+    processes: dict[str, Process] = {"web": Process()}
+    port: Port = 8080
+    health: HealthCheck = HealthCheck()
+    grace_seconds: Annotated[float, Field(ge=0, le=300)] = 10
+    image: str | None = None
+    release: ReleaseId | None = None
+    deployment: DeploymentId | None = None
+
+    @property
+    def wants_instances(self) -> bool:
+        return self.state == "running" and self.image is not None
+
+    def replicas(self) -> int:
+        return sum(p.replicas for p in self.processes.values()) if self.wants_instances else 0
+
+    def fingerprint(self) -> str:
+        """Changes exactly when a running instance must be replaced to match the specification."""
+        body = self.model_dump_json(
+            include={"image", "release", "limits", "uid", "port", "health", "organization"}
+        ) + repr(sorted((name, p.command) for name, p in self.processes.items()))
+        return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+class Slot(Model):
+    """A place for one instance: the n-th replica of a process."""
+
+    process: str
+    index: Annotated[int, Field(ge=0)]
+
+    def __str__(self) -> str:
+        return f"{self.process}.{self.index + 1}"
+
+
+class NodeWorkload(Model):
+    """What one node has to run of one workload: the value in the `desired` bucket.
+
+    `revision` is raised by the scheduler with every change; an agent never goes back to a lower one.
+    """
+
+    node: NodeName
+    revision: Annotated[int, Field(ge=1)]
+    spec: WorkloadSpec
+    slots: tuple[Slot, ...]
+
+
+class Route(Model):
+    """hostname -> workload: the value in the `routes` bucket."""
+
+    hostname: str
+    workload: AppId
+    organization: OrganizationId
+    # Raised by domains with every change of this hostname.
+    revision: Annotated[int, Field(ge=1)]
+
+
+class Endpoints(Model):
+    """The healthy instances of a workload on one node: the value in the `endpoints` bucket."""
+
+    node: NodeName
+    workload: AppId
+    addresses: tuple[str, ...]
+    at: Moment
+
+
+class GitSource(Model):
+    kind: Literal["git"] = "git"
+    url: str
+    ref: str | None = None
+
+
+class UploadSource(Model):
+    kind: Literal["upload"] = "upload"
+    source: SourceId
+    sha256: str
+    size: int
+
+
+Source = Annotated[GitSource | UploadSource, Field(discriminator="kind")]
+
+
+class BuildSettings(Model):
+    """What the customer chose about the build; what is absent, the recipe decides."""
+
+    dockerfile: str = "Dockerfile"
+    runtime: str | None = None
+    start_command: str | None = None
+
+
+class RuntimePreset(Model):
+    """A runtime the administrator offers: the stack image and the commands a recipe starts from."""
+
+    name: str
+    type: str
+    version: str
+    image: str
+    build_command: str | None = None
+    start_command: str | None = None
+
+
+class BuildSucceeded(Model):
+    outcome: Literal["succeeded"] = "succeeded"
+    image: str
+    digest: str
+    size_bytes: int
+    recipe: str
+    processes: dict[str, str] = {}
+    port: Port | None = None
+    commit: str | None = None
+
+
+class BuildFailed(Model):
+    outcome: Literal["failed"] = "failed"
+    step: str
+    exit_code: int | None
+    message: str
+    hint: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.message:
+            raise ValueError("a failure needs a message")
+        return self
+
+
+BuildResult = Annotated[BuildSucceeded | BuildFailed, Field(discriminator="outcome")]

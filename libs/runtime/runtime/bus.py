@@ -1,0 +1,435 @@
+"""The way to NATS: events through JetStream, reports and queries through plain NATS, buckets of desired state.
+
+It reconnects by itself for ever and says so in one log line a change. FastStream carries the queries and
+reports; events are pulled by `delivery.py` (see decision D-2 in the README for why not by FastStream).
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import nats
+import orjson
+import structlog
+from contracts import errors
+from contracts.errors import BerthError, Conflict, Poison, ProviderFailed, Unavailable
+from contracts.events import Event
+from contracts.model import Model
+from contracts.queries import Query
+from contracts.reports import Report
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import APIError, KeyDeletedError, KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
+from nats.js.kv import KeyValue
+from pydantic import ValidationError
+
+from runtime.service import Answer, Hear
+from runtime.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from faststream.nats import NatsBroker
+
+log = structlog.get_logger("runtime.bus")
+
+A = TypeVar("A", bound=Model)
+R = TypeVar("R", bound=Report)
+
+TRACE_HEADER = "Berth-Trace"
+_ID = "Nats-Msg-Id"
+_LISTEN_BATCH = 500
+_HEARTBEAT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    id: str
+    subject: str
+    payload: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    value: bytes
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    key: str
+    value: bytes | None
+    revision: int
+
+
+class Bus:
+    def __init__(self, url: str, user: str, password: str | None, telemetry: Telemetry) -> None:
+        self._url = url
+        self.user = user
+        self._password = password
+        self._telemetry = telemetry
+        self._client: Client | None = None
+        self._broker: NatsBroker | None = None
+        self._drains: list[asyncio.Task[None]] = []
+
+    # --- the connection ----------------------------------------------------------------------------
+
+    def _options(self) -> dict[str, Any]:
+        async def lost() -> None:
+            self._gauge(0)
+            log.warning("nats lost", user=self.user)
+
+        async def back() -> None:
+            self._gauge(1)
+            log.info("nats back", user=self.user)
+
+        async def failed(error: Exception) -> None:
+            # One line a change of state; the attempts in between say nothing new.
+            log.debug("nats error", user=self.user, error=str(error))
+
+        return {
+            "servers": [self._url],
+            "name": f"berth-{self.user}",
+            "user": self.user,
+            "password": self._password,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": 0.5,
+            "connect_timeout": 3,
+            "ping_interval": 20,
+            "max_outstanding_pings": 2,
+            "disconnected_cb": lost,
+            "reconnected_cb": back,
+            "error_cb": failed,
+            "inbox_prefix": f"_INBOX_{self.user}".encode(),
+        }
+
+    async def connect(self, *, with_broker: bool) -> None:
+        """Returns once connected; tries for ever, with backoff."""
+        pause = 0.2
+        told = False
+        while True:
+            try:
+                if with_broker:
+                    from faststream.nats import NatsBroker
+
+                    options = self._options()
+                    broker = NatsBroker(**options, logger=None, apply_types=False)
+                    self._client = await broker.connect()
+                    self._broker = broker
+                else:
+                    self._client = await nats.connect(**self._options(), allow_reconnect=True)
+                break
+            except (NatsError, OSError, TimeoutError) as error:
+                if not told:
+                    log.warning("nats does not answer", user=self.user, url=self._url, error=str(error))
+                    told = True
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5)
+        self._gauge(1)
+        log.info("nats connected", user=self.user)
+
+    async def close(self) -> None:
+        for task in self._drains:
+            task.cancel()
+        await asyncio.gather(*self._drains, return_exceptions=True)
+        if self._broker is not None:
+            await self._broker.stop()
+        if self._client is not None and not self._client.is_closed:
+            with contextlib.suppress(NatsError, OSError, TimeoutError):
+                await self._client.close()
+
+    def _gauge(self, value: int) -> None:
+        self._telemetry.connected.labels(self.user, "nats").set(value)
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None and self._client.is_connected
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            raise Unavailable("the message bus is not connected yet; try again")
+        return self._client
+
+    def jetstream(self) -> JetStreamContext:
+        return self.client.jetstream(timeout=10)
+
+    # --- events ------------------------------------------------------------------------------------
+
+    async def publish(self, event: Event) -> None:
+        """Straight to JetStream, for a service without a database; returns when the server has it on disk."""
+        carrier = orjson.loads(self._telemetry.carrier())
+        await self.publish_all(
+            [Outgoing(event.id, event.subject(), event.model_dump_json().encode(), carrier)]
+        )
+
+    async def publish_all(self, messages: list[Outgoing]) -> None:
+        if not self.connected:
+            raise Unavailable("the message bus is not connected")
+        try:
+            if len(messages) == 1 or not await self._publish_batch(messages):
+                await asyncio.gather(*(self._publish_one(m) for m in messages))
+        except (NatsError, APIError, TimeoutError, OSError) as error:
+            raise Unavailable(f"the message bus did not take the events: {error}") from error
+
+    def _headers(self, message: Outgoing) -> dict[str, str]:
+        headers = {_ID: message.id}
+        if message.headers:
+            headers[TRACE_HEADER] = orjson.dumps(message.headers).decode()
+        return headers
+
+    async def _publish_one(self, message: Outgoing) -> None:
+        await self.jetstream().publish(
+            message.subject, message.payload, headers=self._headers(message), timeout=10
+        )
+
+    async def _publish_batch(self, messages: list[Outgoing]) -> bool:
+        batch = uuid.uuid4().hex
+        last = len(messages)
+        for sequence, message in enumerate(messages, 1):
+            headers = self._headers(message) | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(sequence)}
+            if sequence < last:
+                await self.client.publish(message.subject, message.payload, headers=headers)
+                continue
+            headers["Nats-Batch-Commit"] = "1"
+            reply = await self.client.request(message.subject, message.payload, timeout=10, headers=headers)
+            answer = orjson.loads(reply.data)
+            if "error" in answer:
+                log.debug("batch refused, sending one by one", error=answer["error"])
+                return False
+        return True
+
+    # --- reports and queries -------------------------------------------------------------------------
+
+    async def report(self, report: Report) -> None:
+        """Never waits for anybody; without a connection the report is simply not made."""
+        if self.connected:
+            await self.client.publish(report.subject(), report.model_dump_json().encode())
+
+    async def ask(self, query: Query[A], timeout: float = 5.0) -> A:
+        carrier = self._telemetry.carrier()
+        try:
+            reply = await self.client.request(
+                query.subject(),
+                query.model_dump_json().encode(),
+                timeout=timeout,
+                headers={TRACE_HEADER: carrier},
+            )
+        except (NoRespondersError, NatsError, TimeoutError, OSError) as error:
+            raise Unavailable(f"{query.owner} does not answer; try again") from error
+        answer = orjson.loads(reply.data)
+        if "error" in answer:
+            raise _error_from(answer["error"])
+        return type(query).answer.model_validate_json(reply.data)  # type: ignore[return-value]
+
+    def answer(self, query: type[Query[Any]], answer: Answer) -> None:
+        """Before `start_broker`. Replicas share the questions."""
+        from faststream.nats import NatsMessage
+
+        async def reply(message: NatsMessage) -> bytes:
+            carrier = orjson.loads((message.headers or {}).get(TRACE_HEADER, "{}"))
+            try:
+                question = query.model_validate_json(message.body)
+                with self._telemetry.span(query.subject(), carrier=carrier):
+                    return (await answer(question)).model_dump_json().encode()
+            except ValidationError as error:
+                return _error_bytes(
+                    errors.InvalidInput(f"not a {query.__name__}: {error.error_count()} errors")
+                )
+            except BerthError as error:
+                return _error_bytes(error)
+            except Exception:
+                log.exception("query failed", query=query.subject())
+                return _error_bytes(ProviderFailed(f"{query.owner} failed; its log says why"))
+
+        self._subscriber(query.subject(), reply, queue=query.owner)
+
+    def listen(self, report: type[Report], hear: Hear, service: str) -> None:
+        """Reports in batches of whatever has arrived; replicas share them."""
+        from faststream.nats import NatsMessage
+
+        queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=50_000)
+
+        async def take(message: NatsMessage) -> None:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(message.body)
+
+        async def drain() -> None:
+            while True:
+                bodies = [await queue.get()]
+                while len(bodies) < _LISTEN_BATCH and not queue.empty():
+                    bodies.append(queue.get_nowait())
+                reports = []
+                for body in bodies:
+                    try:
+                        reports.append(report.model_validate_json(body))
+                    except ValidationError as error:
+                        log.warning("report not understood", report=report.name, errors=error.error_count())
+                try:
+                    await hear(reports)
+                except Exception:
+                    # The next report says everything again.
+                    log.exception("report not handled", report=report.name, service=service)
+                    await asyncio.sleep(0.5)
+
+        self._subscriber(f"{report.name}.>", take, queue=service)
+        self._drains.append(asyncio.create_task(drain(), name=f"listen {report.name}"))
+
+    def _subscriber(self, subject: str, handler: Callable[..., Awaitable[Any]], queue: str) -> None:
+        if self._broker is None:
+            raise RuntimeError("connect(with_broker=True) comes first")
+        self._broker.subscriber(subject, queue=queue)(handler)
+
+    async def start_broker(self) -> None:
+        if self._broker is not None:
+            await self._broker.start()
+
+    @asynccontextmanager
+    async def subscribe(self, report: type[R], token: str) -> AsyncIterator[asyncio.Queue[R]]:
+        """Every report of one token, for this reader alone. A reader who does not keep up loses the oldest."""
+        queue: asyncio.Queue[R] = asyncio.Queue(maxsize=10_000)
+
+        async def take(message: Any) -> None:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(report.model_validate_json(message.data))
+
+        subscription = await self.client.subscribe(f"{report.name}.{token}", cb=take)
+        try:
+            await self.client.flush()
+            yield queue
+        finally:
+            with contextlib.suppress(NatsError, OSError):
+                await subscription.unsubscribe()
+
+    def bucket(self, name: str) -> "Bucket":
+        return Bucket(self, name)
+
+
+class Bucket:
+    """A key-value bucket. Keys are tokens joined by dots; `watch` never ends and heals by replay."""
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self._bus = bus
+        self._name = name
+        self._store: KeyValue | None = None
+
+    async def _kv(self) -> KeyValue:
+        if self._store is None:
+            self._store = await self._bus.jetstream().key_value(self._name)
+        return self._store
+
+    async def get(self, key: str) -> Entry | None:
+        async with _available():
+            try:
+                entry = await (await self._kv()).get(key)
+            except (KeyNotFoundError, KeyDeletedError):
+                return None
+            return Entry(entry.value or b"", entry.revision or 0)
+
+    async def put(self, key: str, value: bytes) -> int:
+        async with _available():
+            return int(await (await self._kv()).put(key, value))
+
+    async def create(self, key: str, value: bytes) -> int:
+        async with _available():
+            return int(await (await self._kv()).create(key, value))
+
+    async def update(self, key: str, value: bytes, last: int) -> int:
+        async with _available():
+            return int(await (await self._kv()).update(key, value, last=last))
+
+    async def delete(self, key: str) -> None:
+        async with _available():
+            await (await self._kv()).delete(key)
+
+    async def keys(self, prefix: str = "") -> list[str]:
+        async with _available():
+            try:
+                found = await (await self._kv()).keys(filters=[f"{prefix}>"])
+            except NoKeysError:
+                return []
+            return [key for key in found if key.startswith(prefix)]
+
+    async def watch(self, pattern: str = ">") -> AsyncIterator[Change | None]:
+        """Every key's newest value, then None, then each change; all of it again after any disturbance."""
+        while True:
+            try:
+                async for change in self._replay(pattern):
+                    yield change
+            except (NatsError, APIError, TimeoutError, OSError, Unavailable) as error:
+                log.debug("watch begins again", bucket=self._name, error=str(error))
+                await asyncio.sleep(0.5)
+
+    async def _replay(self, pattern: str) -> AsyncIterator[Change | None]:
+        # nats-py's own watcher names no consumer and no filter in the request, so a node's credentials
+        # could not be confined to its own keys. This one can: the server checks the subject.
+        client, js = self._bus.client, self._bus.jetstream()
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=arrived.put)
+        try:
+            info = await js.add_consumer(
+                f"KV_{self._name}",
+                ConsumerConfig(
+                    name=f"{self._bus.user}-{uuid.uuid4().hex[:12]}",
+                    filter_subject=f"$KV.{self._name}.{pattern}",
+                    deliver_subject=inbox,
+                    deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                    ack_policy=AckPolicy.NONE,
+                    idle_heartbeat=_HEARTBEAT,
+                    inactive_threshold=60,
+                    mem_storage=True,
+                    num_replicas=1,
+                ),
+            )
+            complete = not info.num_pending
+            if complete:
+                yield None
+            expected = 1
+            while True:
+                message = await asyncio.wait_for(arrived.get(), 3 * _HEARTBEAT)
+                if (message.headers or {}).get("Status"):
+                    continue
+                metadata = message.metadata
+                if metadata.sequence.consumer != expected:
+                    return
+                expected += 1
+                gone = (message.headers or {}).get("KV-Operation") in ("DEL", "PURGE")
+                key = message.subject[len(f"$KV.{self._name}.") :]
+                yield Change(key, None if gone else message.data, metadata.sequence.stream)
+                if not complete and not metadata.num_pending:
+                    complete = True
+                    yield None
+        finally:
+            with contextlib.suppress(NatsError, OSError):
+                await subscription.unsubscribe()
+
+
+@asynccontextmanager
+async def _available() -> AsyncIterator[None]:
+    try:
+        yield
+    except KeyWrongLastSequenceError as error:
+        raise Conflict("somebody else has changed this key") from error
+    except (NatsError, APIError, TimeoutError, OSError) as error:
+        raise Unavailable(f"the message bus did not answer: {error}") from error
+
+
+def _error_bytes(error: BerthError) -> bytes:
+    body = {"kind": type(error).__name__, "message": error.message, "details": error.details}
+    return orjson.dumps({"error": body}, default=str)
+
+
+def _error_from(body: dict[str, Any]) -> BerthError:
+    kind = getattr(errors, body["kind"], Poison)
+    error: BerthError = kind(body["message"], **body["details"])
+    return error

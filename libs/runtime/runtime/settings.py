@@ -1,0 +1,65 @@
+"""What every process of the platform can be told, by environment variables that begin with `BERTH_`."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from runtime.secrets import BadSecret, check_secret, derive
+
+
+class RuntimeSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="BERTH_", extra="ignore")
+
+    state: Path = Field(Path(".berth"), description="Folder in which this machine keeps its state")
+    secret: SecretStr | None = Field(None, description="Master secret; make one with `berth secret`")
+    secret_file: Path | None = Field(None, description="File that holds the master secret")
+    database_url: str = Field(
+        "postgresql://127.0.0.1:5432/berth",
+        description="Postgres; role and password are filled in for each service when absent",
+    )
+    database_admin_url: SecretStr | None = Field(
+        None, description="Postgres as a role that may create schemas and roles; only `berth migrate` uses it"
+    )
+    database_password: SecretStr | None = Field(
+        None, description="Password of the service's role, for a process that is not given the master secret"
+    )
+    database_connections: int = Field(8, ge=2, le=100, description="Most connections of one service")
+    nats_url: str = Field("nats://127.0.0.1:4222", description="NATS with JetStream")
+    nats_password: SecretStr | None = Field(
+        None, description="Password of the service's user, for a process that is not given the master secret"
+    )
+    node: str = Field("local", description="Name of the node the agent in this process speaks for")
+    http_host: str = Field("127.0.0.1", description="Address the API listens on")
+    api_port: int = Field(8000, ge=0, le=65535, description="Port the API listens on")
+    ops_host: str = Field("127.0.0.1", description="Address of /healthz, /readyz and /metrics")
+    ops_port: int = Field(8001, ge=0, le=65535, description="Port of /healthz, /readyz and /metrics")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged")
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector (OTLP over HTTP); none: no export"
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of new traces recorded, with a collector set"
+    )
+    max_tries: int = Field(8, ge=1, description="Tries of a message before it is parked")
+
+    def master(self) -> str | None:
+        if self.secret_file is not None:
+            return check_secret(self.secret_file.read_text().strip())
+        return None if self.secret is None else check_secret(self.secret.get_secret_value())
+
+    def derived(self, purpose: str) -> str:
+        master = self.master()
+        if master is None:
+            raise BadSecret(f"BERTH_SECRET or BERTH_SECRET_FILE is needed for {purpose}")
+        return derive(master, purpose)
+
+    def database_password_of(self, service: str) -> str:
+        if self.database_password is not None:
+            return self.database_password.get_secret_value()
+        return self.derived(f"database/{service}")
+
+    def nats_password_of(self, user: str) -> str:
+        if self.nats_password is not None:
+            return self.nats_password.get_secret_value()
+        return self.derived(f"nats/{user}")

@@ -1,0 +1,209 @@
+"""A service's Postgres: one schema, one role, transactions that only the chassis commits.
+
+A transaction is opened for an organization, whose rows alone row-level security then shows, or for the
+platform. Events published in it leave with the commit or not at all (I1).
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import structlog
+from contracts.errors import Unavailable
+from contracts.events import Event
+from psycopg import AsyncConnection
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from sqlalchemy import URL, Executable, Result, Select, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolExhausted
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from runtime.telemetry import Telemetry
+
+log = structlog.get_logger("runtime.store")
+
+# Sees every organization's rows: for handlers and loops, never for a request of a customer.
+PLATFORM = "*"
+
+Row = TypeVar("Row")
+
+_SCOPE = text("select set_config('berth.organization', :scope, true)")
+_OUTBOX = (
+    "insert into outbox (event_id, subject, payload, headers) "
+    "select * from unnest(%s::text[], %s::text[], %s::bytea[], %s::jsonb[])"
+)
+
+
+class Tx:
+    """One transaction. There is no commit here: leaving the block commits, an exception rolls back."""
+
+    def __init__(self, session: AsyncSession, telemetry: Telemetry) -> None:
+        self.session = session
+        self.events: list[Event] = []
+        self._telemetry = telemetry
+        self._headers: list[str] = []
+        self._after: list[Callable[[], None]] = []
+
+    async def get(self, row: type[Row], key: Any, *, lock: bool = False) -> Row | None:
+        return await self.session.get(row, key, with_for_update=lock or None, populate_existing=lock)
+
+    def add(self, row: object) -> None:
+        self.session.add(row)
+
+    async def delete(self, row: object) -> None:
+        await self.session.delete(row)
+
+    async def flush(self) -> None:
+        await self.session.flush()
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> Result[Any]:
+        return await self.session.execute(statement, parameters)
+
+    async def scalars(self, statement: Select[Row]) -> list[Row]:
+        return list((await self.session.scalars(statement)).all())
+
+    async def one(self, statement: Select[Row]) -> Row | None:
+        return (await self.session.scalars(statement)).one_or_none()
+
+    async def connection(self) -> AsyncConnection[Any]:
+        """The driver's own connection, inside this transaction: for COPY, unnest and the like."""
+        raw = await (await self.session.connection()).get_raw_connection()
+        driver: AsyncConnection[Any] = raw.driver_connection  # type: ignore[assignment]
+        return driver
+
+    def publish(self, event: Event) -> None:
+        self.events.append(event)
+        self._headers.append(self._telemetry.carrier())
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        self._after.append(call)
+
+    async def _write_outbox(self) -> None:
+        if not self.events:
+            return
+        await self.session.flush()
+        connection = await self.connection()
+        await connection.execute(
+            _OUTBOX,
+            (
+                [e.id for e in self.events],
+                [e.subject() for e in self.events],
+                [e.model_dump_json().encode() for e in self.events],
+                self._headers,
+            ),
+        )
+
+
+class Store:
+    def __init__(self, url: str, schema: str, password: str | None, connections: int, telemetry: Telemetry):
+        self.url = service_url(url, schema, password)
+        self._telemetry = telemetry
+        self._engine = create_async_engine(
+            self.url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=10,
+            pool_recycle=3600,
+            connect_args={"connect_timeout": 5, "application_name": f"berth-{schema}"},
+        )
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False, autoflush=True)
+        conninfo = make_conninfo(
+            self.url.set(drivername="postgresql").render_as_string(hide_password=False),
+            application_name=f"berth-{schema}-reads",
+            connect_timeout=5,
+        )
+        # Reads that need no transaction go past SQLAlchemy: it costs more than Postgres does.
+        self._reads: AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]] = AsyncConnectionPool(
+            conninfo,
+            min_size=0,
+            max_size=connections,
+            open=False,
+            timeout=10,
+            max_idle=300,
+            kwargs={"autocommit": True},
+        )
+        self._on_commit: list[Callable[[], None]] = []
+
+    def on_publish(self, call: Callable[[], None]) -> None:
+        """Called after every commit that left events in the outbox."""
+        self._on_commit.append(call)
+
+    async def open(self) -> None:
+        await self._reads.open(wait=False)
+
+    async def close(self) -> None:
+        await self._reads.close()
+        await self._engine.dispose()
+
+    async def ping(self) -> None:
+        async with self._begin(PLATFORM):
+            pass
+
+    @asynccontextmanager
+    async def transaction(self, scope: str) -> AsyncIterator[Tx]:
+        async with self._begin(scope) as session:
+            tx = Tx(session, self._telemetry)
+            try:
+                yield tx
+                await tx._write_outbox()
+                await session.commit()
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise Unavailable("the database did not answer; try again") from error
+                raise
+        if tx.events:
+            for call in self._on_commit:
+                call()
+        for call in tx._after:
+            call()
+
+    @asynccontextmanager
+    async def _begin(self, scope: str) -> AsyncIterator[AsyncSession]:
+        session = self._sessions()
+        try:
+            try:
+                await session.execute(_SCOPE, {"scope": scope})
+            except DBAPIError as error:
+                # A pooled connection died with the server it was made to; the second try makes a new one.
+                if not error.connection_invalidated:
+                    raise
+                await session.rollback()
+                await session.execute(_SCOPE, {"scope": scope})
+        except (DBAPIError, PoolExhausted, OSError) as error:
+            await session.close()
+            raise Unavailable("the database does not answer; try again") from error
+        try:
+            yield session
+        finally:
+            await session.close()
+
+    async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """One statement in its own transaction. It sets the organization's scope itself: see `scoped`."""
+        try:
+            async with self._reads.connection() as connection:
+                cursor = await connection.execute(sql, parameters, prepare=True)
+                return await cursor.fetchall()
+        except PoolTimeout as error:
+            raise Unavailable("the database does not answer; try again") from error
+
+
+def scoped(select: str) -> str:
+    """`select` as one round trip inside an organization's scope; its first parameter is the organization.
+
+    `select` reads the organization from `scope.organization`. That reference is what makes Postgres
+    set the scope before it touches a table under row-level security.
+    """
+    return (
+        "select found.* from (select set_config('berth.organization', %s, true) as organization) scope "
+        f"cross join lateral ({select}) found"  # noqa: S608
+    )
+
+
+def service_url(url: str, service: str, password: str | None) -> URL:
+    parsed = make_url(url).set(drivername="postgresql+psycopg")
+    if parsed.username is None:
+        parsed = parsed.set(username=f"berth_{service}")
+    if parsed.password is None and password is not None:
+        parsed = parsed.set(password=password)
+    return parsed

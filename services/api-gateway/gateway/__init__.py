@@ -1,0 +1,1 @@
+"""REST and SSE; owns identity and every customer's intent."""

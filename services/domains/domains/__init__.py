@@ -1,0 +1,1 @@
+"""Hostnames and routes."""

@@ -1,0 +1,1 @@
+"""Nodes, placement and the desired state of every node."""
