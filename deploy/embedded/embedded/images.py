@@ -1,0 +1,226 @@
+"""The images every build starts from: one Debian base, and a pair of stack images per runtime.
+
+A base that is there is never asked for again; a stack image carries the fingerprint of what it was made of,
+so an unchanged one costs one look and a changed recipe is built anew. `embedded.up` calls it, and the tests.
+"""
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import docker
+from contracts.errors import Unavailable
+from docker.errors import APIError, ImageNotFound
+
+from embedded.daemon import environment
+from embedded.engine import install
+
+BASE = "berth/base:bookworm"
+HUB = ("registry-1.docker.io", 443)
+HUB_IMAGE = ("debian", "bookworm-slim")
+FINGERPRINT = "berth.recipe"
+RECIPES = Path(__file__).resolve().parents[2] / "images"
+
+# What Debian's slim images leave out, here as there also for every package installed later.
+_UNWANTED = ("doc", "info", "lintian", "linda", "locale", "man")
+_APT_CLEAN = """\
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };
+Acquire::Languages "none";
+Apt::AutoRemove::SuggestsImportant "false";
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`berth/<name>:<version>` runs an app, `berth/<name>:<version>-build` builds it."""
+
+    name: str
+    version: str
+
+    def tags(self) -> dict[str, str]:
+        """Stage of the Dockerfile -> tag."""
+        tag = f"berth/{self.name}:{self.version}"
+        return {"run": tag, "build": f"{tag}-build"}
+
+
+STACKS = (Stack("python", "3.11"),)
+
+
+def fingerprint(files: Mapping[str, bytes], base_id: str) -> str:
+    """PURE. Changes with the recipe and with what it is built on."""
+    digest = sha256(base_id.encode())
+    for name, content in sorted(files.items()):
+        digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:32]
+
+
+class Images:
+    def __init__(
+        self, host: str, folder: Path, say: Callable[[str], None] | None = None, recipes: Path = RECIPES
+    ) -> None:
+        self._client = docker.DockerClient(base_url=host, timeout=600)
+        self._folder = folder.absolute()
+        self._say = say or (lambda line: None)
+        self._recipes = recipes
+
+    def close(self) -> None:
+        self._client.close()
+
+    def ensure(self) -> None:
+        base_id = self.ensure_base()
+        for stack in STACKS:
+            self.ensure_stack(stack, base_id)
+
+    def ensure_base(self) -> str:
+        """The id of the base image, pulled or made when it is not there."""
+        known = self._id(BASE)
+        if known is not None:
+            return known
+        if not (reachable(*HUB) and self._pull()):
+            self._make_base()
+        made = self._id(BASE)
+        if made is None:
+            raise Unavailable(f"the image {BASE} could not be made")
+        return made
+
+    def ensure_stack(self, stack: Stack, base_id: str) -> None:
+        recipe = self._recipes / stack.name
+        files = {
+            str(path.relative_to(recipe)): path.read_bytes()
+            for path in sorted(recipe.rglob("*"))
+            if path.is_file()
+        }
+        if "Dockerfile" not in files:
+            raise Unavailable(f"{recipe / 'Dockerfile'} is missing: start from a complete checkout")
+        wanted = fingerprint(files, base_id)
+        for stage, tag in stack.tags().items():
+            if self._fingerprint(tag) != wanted:
+                self._say(f"building {tag}")
+                self._build(files, stage, tag, wanted)
+
+    def _id(self, tag: str) -> str | None:
+        try:
+            return str(self._client.images.get(tag).id)
+        except ImageNotFound:
+            return None
+
+    def _fingerprint(self, tag: str) -> str | None:
+        try:
+            return self._client.images.get(tag).labels.get(FINGERPRINT)
+        except ImageNotFound:
+            return None
+
+    def _pull(self) -> bool:
+        repository, tag = HUB_IMAGE
+        self._say(f"pulling {repository}:{tag}")
+        try:
+            return self._client.images.pull(repository, tag=tag).tag(*BASE.split(":"))
+        except APIError:
+            # The hub answers on its port and yet gives no image: a filter on the way, a limit.
+            return False
+
+    def _make_base(self) -> None:
+        if os.geteuid() != 0:
+            raise Unavailable(
+                f"Docker Hub is out of reach: run `docker tag` to give a Debian 12 image the name {BASE}, "
+                "or start once as root to have it made with debootstrap"
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log = self._folder / "base.log"
+        if shutil.which("debootstrap") is None:
+            install(("debootstrap", "debian-archive-keyring"), log)
+        self._say("making the base image with debootstrap")
+        root = self._folder / "base"
+        shutil.rmtree(root, ignore_errors=True)
+        try:
+            with log.open("ab") as output:
+                done = subprocess.run(
+                    ["debootstrap", "--variant=minbase", "bookworm", str(root)],
+                    env=environment(**_proxies()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    check=False,
+                )
+            if done.returncode != 0:
+                raise Unavailable(f"debootstrap failed with {done.returncode} (see {log})")
+            _slim(root)
+            self._import(root)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+
+    def _import(self, root: Path) -> None:
+        repository, tag = BASE.split(":")
+        argv = ["tar", "--create", "--numeric-owner", "--one-file-system", "--directory", str(root), "."]
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as tar:
+            self._client.api.import_image_from_stream(
+                tar.stdout, repository=repository, tag=tag, changes=['CMD ["bash"]']
+            )
+
+    def _build(self, files: Mapping[str, bytes], stage: str, tag: str, mark: str) -> None:
+        context = io.BytesIO()
+        with tarfile.open(fileobj=context, mode="w") as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        context.seek(0)
+        words: list[str] = []
+        try:
+            for message in self._client.api.build(
+                fileobj=context,
+                custom_context=True,
+                target=stage,
+                tag=tag,
+                labels={FINGERPRINT: mark},
+                # Known to the builder by name and never kept in the image.
+                buildargs=_proxies(),
+                rm=True,
+                forcerm=True,
+                decode=True,
+            ):
+                words = [*words[-40:], message.get("stream", "")]
+                if "error" in message:
+                    said = " ".join("".join(words).split())[-400:]
+                    raise Unavailable(f"{tag} could not be built: {message['error']}: {said}")
+        except APIError as error:
+            raise Unavailable(f"{tag} could not be built: {error.explanation}") from error
+
+
+def reachable(name: str, port: int, seconds: float = 2.0) -> bool:
+    """A quick look, because an engine that pulls from nowhere takes most of a minute to say so."""
+    try:
+        with socket.create_connection((name, port), timeout=seconds):
+            return True
+    except OSError:
+        return False
+
+
+def _slim(root: Path) -> None:
+    share = root / "usr/share"
+    lines = [f"path-exclude /usr/share/{name}/*\n" for name in _UNWANTED]
+    lines += ["path-include /usr/share/doc/*/copyright\n"]
+    (root / "etc/dpkg/dpkg.cfg.d/slim").write_text("".join(lines))
+    (root / "etc/apt/apt.conf.d/docker-clean").write_text(_APT_CLEAN)
+    for name in _UNWANTED:
+        for path in sorted((share / name).rglob("*"), reverse=True):
+            if path.name == "copyright" and name == "doc":
+                continue
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name in ("var/cache/apt", "var/lib/apt/lists", "var/log"):
+        shutil.rmtree(root / name, ignore_errors=True)
+        (root / name).mkdir()
+
+
+def _proxies() -> dict[str, str]:
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+    return {name: os.environ[name] for name in names if name in os.environ}
