@@ -1,18 +1,29 @@
 """The models of the REST API: what a customer sends is strict, what he receives is an allow-list."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, StringConstraints
 
-from contracts.ids import AppId, CreditId, DeploymentId, OrganizationId, ProjectId, UserId
+from contracts.ids import (
+    AppId,
+    CreditId,
+    DeploymentId,
+    OrganizationId,
+    ProjectId,
+    SourceId,
+    UserId,
+)
 from contracts.model import Model, Moment, Strict
 from contracts.money import Currency, Money
+from contracts.reports import LogLine
 from contracts.workload import (
     NAME_PATTERN,
     BuildSettings,
+    GitSource,
     HealthCheck,
     Limits,
     Port,
+    Process,
     Source,
 )
 
@@ -23,9 +34,23 @@ Email = Annotated[
 ]
 Title = Annotated[str, StringConstraints(min_length=1, max_length=80)]
 Password = Annotated[SecretStr, Field(min_length=10, max_length=200)]
+# In currency units with up to six decimals: "25.00".
+Amount = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,6})?$")]
 
 AppStatus = Literal["created", "building", "deploying", "running", "stopped", "suspended", "failed"]
 DeploymentStatus = Literal["queued", "building", "deploying", "blocked", "running", "failed", "superseded"]
+
+
+class Problem(Model):
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+class Failure(Model):
+    """Every error answer: `message` says what to do, `details` carries the facts."""
+
+    error: Problem
 
 
 class Register(Strict):
@@ -36,7 +61,7 @@ class Register(Strict):
 
 class LogIn(Strict):
     email: Email
-    password: SecretStr
+    password: Annotated[SecretStr, Field(max_length=200)]
 
 
 class Token(Model):
@@ -56,14 +81,29 @@ class OrganizationView(Model):
     name: str
 
 
+class OrganizationList(Model):
+    organizations: tuple[OrganizationView, ...]
+
+
 class CreateOrganization(Strict):
     name: Title
 
 
-class GrantCredit(Strict):
-    """`amount` in currency units with up to six decimals, as text: "25.00"."""
+class AccountedOrganization(OrganizationView):
+    """What the administrator sees of an organization; no balance until billing has said one."""
 
-    amount: Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,6})?$")]
+    apps: int
+    balance: Money | None
+    created_at: Moment
+
+
+class AccountedOrganizationList(Model):
+    organizations: tuple[AccountedOrganization, ...]
+    next: str | None
+
+
+class GrantCredit(Strict):
+    amount: Amount
     note: Annotated[str, StringConstraints(max_length=200)] = ""
 
 
@@ -87,6 +127,44 @@ class PlanView(Model):
     max_replicas: int
     hourly: Money
     monthly: Money
+    # Names of the runtimes an app on this plan may use.
+    runtimes: tuple[str, ...]
+
+
+class PlanList(Model):
+    plans: tuple[PlanView, ...]
+
+
+class OfferedPlan(PlanView):
+    active: bool
+
+
+class OfferedPlanList(Model):
+    plans: tuple[OfferedPlan, ...]
+
+
+class CreatePlan(Strict):
+    name: Name
+    title: Title
+    limits: Limits
+    max_replicas: Annotated[int, Field(ge=1, le=100)]
+    hourly: Amount
+    monthly: Amount
+    # None: every runtime, also those to come.
+    runtimes: tuple[str, ...] | None = None
+
+
+class ChangePlan(Strict):
+    """What is absent stays. Prices and limits are frozen into an app when it is created: a change of them is
+    for apps to come."""
+
+    title: Title | None = None
+    limits: Limits | None = None
+    max_replicas: Annotated[int, Field(ge=1, le=100)] | None = None
+    hourly: Amount | None = None
+    monthly: Amount | None = None
+    runtimes: tuple[str, ...] | None = None
+    active: bool | None = None
 
 
 class RuntimeView(Model):
@@ -95,9 +173,19 @@ class RuntimeView(Model):
     version: str
 
 
+class RuntimeList(Model):
+    runtimes: tuple[RuntimeView, ...]
+
+
 class RegionView(Model):
     name: str
     base_domain: str
+
+
+class RegionList(Model):
+    """The regions with room for another app."""
+
+    regions: tuple[RegionView, ...]
 
 
 class ChooseGit(Strict):
@@ -134,7 +222,8 @@ class CreateApp(Strict):
     plan: Annotated[str, StringConstraints(max_length=80)]
     region: Annotated[str, StringConstraints(max_length=80)] | None = None
     replicas: Annotated[int, Field(ge=1, le=100)] = 1
-    port: Port = 8080
+    # None: what the build finds, else 8080.
+    port: Port | None = None
     health: ChooseHealth = ChooseHealth()
     git: ChooseGit | None = None
     build: ChooseBuild = ChooseBuild()
@@ -157,15 +246,39 @@ class AppView(Model):
     created_at: Moment
 
 
+class AppDetail(AppView):
+    port: Port
+    health: HealthCheck
+    limits: Limits
+    processes: dict[str, Process]
+    git: GitSource | None
+    build: BuildSettings
+
+
 class AppList(Model):
     apps: tuple[AppView, ...]
     next: str | None
+
+
+class OwnedApp(AppView):
+    organization: OrganizationId
+
+
+class OwnedAppList(Model):
+    apps: tuple[OwnedApp, ...]
+    next: str | None
+
+
+class Scale(Strict):
+    replicas: Annotated[int, Field(ge=0, le=100)]
+    process: Annotated[str, StringConstraints(max_length=80)] = "web"
 
 
 class Deploy(Strict):
     """Nothing chosen: the app's Git repository, else the source uploaded last."""
 
     git: ChooseGit | None = None
+    source: SourceId | None = None
 
 
 class SourceView(Model):
@@ -189,6 +302,8 @@ class DeploymentView(Model):
     exit_code: int | None
     failed_step: str | None
     seconds: float | None
+    # The instance's last lines, where it was started and did not become healthy.
+    log_tail: tuple[str, ...]
     created_at: Moment
     finished_at: Moment | None
 
@@ -196,6 +311,14 @@ class DeploymentView(Model):
 class DeploymentList(Model):
     deployments: tuple[DeploymentView, ...]
     next: str | None
+
+
+class LogPage(Model):
+    """`next` is the `after` of the page that follows; there is always one, until `finished`."""
+
+    lines: tuple[LogLine, ...]
+    finished: bool
+    next: int
 
 
 class UsageLine(Model):
@@ -207,5 +330,21 @@ class UsageLine(Model):
 
 class UsageView(Model):
     currency: Currency
+    # The first moment accounted for; None: nothing has been charged yet.
+    since: Moment | None
     total: Money
     lines: tuple[UsageLine, ...]
+
+
+class AlertView(Model):
+    id: str
+    service: str
+    severity: Literal["warning", "critical"]
+    title: str
+    details: dict[str, str]
+    at: Moment
+
+
+class AlertList(Model):
+    alerts: tuple[AlertView, ...]
+    next: str | None

@@ -76,6 +76,8 @@ class WorkloadSpec(Model):
     image: str | None = None
     release: ReleaseId | None = None
     deployment: DeploymentId | None = None
+    # Raised to replace every instance without another change.
+    restarts: Annotated[int, Field(ge=0)] = 0
 
     @property
     def wants_instances(self) -> bool:
@@ -87,7 +89,7 @@ class WorkloadSpec(Model):
     def fingerprint(self) -> str:
         """Changes exactly when a running instance must be replaced to match the specification."""
         body = self.model_dump_json(
-            include={"image", "release", "limits", "uid", "port", "health", "organization"}
+            include={"image", "release", "restarts", "limits", "uid", "port", "health", "organization"}
         ) + repr(sorted((name, p.command) for name, p in self.processes.items()))
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
