@@ -1,4 +1,4 @@
-"""The way to NATS: events through JetStream, reports and queries through plain NATS, buckets of desired state.
+"""The way to NATS: events by JetStream, reports and queries by plain NATS, buckets of desired state.
 
 It reconnects by itself for ever and says so in one log line a change. FastStream carries the queries and
 reports; events are pulled by `delivery.py` (see decision D-2 in the README for why not by FastStream).
@@ -27,7 +27,7 @@ from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError, KeyDeletedError, KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
+from nats.js.errors import APIError, KeyDeletedError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 from pydantic import ValidationError
 
@@ -77,6 +77,7 @@ class Bus:
         self._telemetry = telemetry
         self._client: Client | None = None
         self._broker: NatsBroker | None = None
+        self._closing = False
         self._drains: list[asyncio.Task[None]] = []
 
     # --- the connection ----------------------------------------------------------------------------
@@ -84,7 +85,8 @@ class Bus:
     def _options(self) -> dict[str, Any]:
         async def lost() -> None:
             self._gauge(0)
-            log.warning("nats lost", user=self.user)
+            if not self._closing:
+                log.warning("nats lost", user=self.user)
 
         async def back() -> None:
             self._gauge(1)
@@ -97,8 +99,6 @@ class Bus:
         return {
             "servers": [self._url],
             "name": f"berth-{self.user}",
-            "user": self.user,
-            "password": self._password,
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.5,
             "connect_timeout": 3,
@@ -118,13 +118,20 @@ class Bus:
             try:
                 if with_broker:
                     from faststream.nats import NatsBroker
+                    from faststream.nats.security import NatsUserPassword
 
-                    options = self._options()
-                    broker = NatsBroker(**options, logger=None, apply_types=False)
+                    broker = NatsBroker(
+                        **self._options(),
+                        security=NatsUserPassword(username=self.user, password=self._password or ""),
+                        logger=None,
+                        apply_types=False,
+                    )
                     self._client = await broker.connect()
                     self._broker = broker
                 else:
-                    self._client = await nats.connect(**self._options(), allow_reconnect=True)
+                    self._client = await nats.connect(
+                        **self._options(), user=self.user, password=self._password
+                    )
                 break
             except (NatsError, OSError, TimeoutError) as error:
                 if not told:
@@ -136,6 +143,7 @@ class Bus:
         log.info("nats connected", user=self.user)
 
     async def close(self) -> None:
+        self._closing = True
         for task in self._drains:
             task.cancel()
         await asyncio.gather(*self._drains, return_exceptions=True)
@@ -294,7 +302,7 @@ class Bus:
 
     @asynccontextmanager
     async def subscribe(self, report: type[R], token: str) -> AsyncIterator[asyncio.Queue[R]]:
-        """Every report of one token, for this reader alone. A reader who does not keep up loses the oldest."""
+        """Every report of one token, for this reader alone. One who does not keep up loses the oldest."""
         queue: asyncio.Queue[R] = asyncio.Queue(maxsize=10_000)
 
         async def take(message: Any) -> None:
@@ -351,13 +359,19 @@ class Bucket:
         async with _available():
             await (await self._kv()).delete(key)
 
+    async def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Everything the bucket holds below `prefix` (a whole token and its dot)."""
+        found: dict[str, Entry] = {}
+        async with _available(), asyncio.timeout(30):
+            async for change in self._replay(f"{prefix}>"):
+                if change is None:
+                    break
+                if change.value is not None:
+                    found[change.key] = Entry(change.value, change.revision)
+        return found
+
     async def keys(self, prefix: str = "") -> list[str]:
-        async with _available():
-            try:
-                found = await (await self._kv()).keys(filters=[f"{prefix}>"])
-            except NoKeysError:
-                return []
-            return [key for key in found if key.startswith(prefix)]
+        return sorted(await self.entries(prefix))
 
     async def watch(self, pattern: str = ">") -> AsyncIterator[Change | None]:
         """Every key's newest value, then None, then each change; all of it again after any disturbance."""
@@ -396,7 +410,8 @@ class Bucket:
                 yield None
             expected = 1
             while True:
-                message = await asyncio.wait_for(arrived.get(), 3 * _HEARTBEAT)
+                async with asyncio.timeout(3 * _HEARTBEAT):
+                    message = await arrived.get()
                 if (message.headers or {}).get("Status"):
                     continue
                 metadata = message.metadata

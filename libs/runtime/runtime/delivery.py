@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import insert
 from runtime.bus import TRACE_HEADER, Bus
 from runtime.service import Many, Service
 from runtime.store import PLATFORM, Store, Tx
-from runtime.streams import EVENT_AGE_DAYS, EVENT_STREAM
+from runtime.streams import EVENT_AGE_DAYS, EVENT_STREAM, declare
 from runtime.tables import InboxRow, ParkedRow
 from runtime.telemetry import Stopwatch, Telemetry
 
@@ -63,6 +63,7 @@ class Delivery:
         store: Store,
         bus: Bus,
         telemetry: Telemetry,
+        *,
         max_tries: int,
         batch: int = BATCH,
     ) -> None:
@@ -95,6 +96,8 @@ class Delivery:
 
     async def _subscribe(self) -> JetStreamContext.PullSubscription:
         js = self._bus.jetstream()
+        # Whatever the server has lost is made again: its streams are a copy, the truth is in Postgres.
+        await declare(js)
         subjects = sorted(
             f"{e.name}.*" if issubclass(e, NodeEvent) else e.name for e in self._service.handles
         )
@@ -178,7 +181,7 @@ class Delivery:
         for one in group:
             with (
                 structlog.contextvars.bound_contextvars(
-                    service=self._service.name, event=one.event.name, event_id=one.event.id
+                    service=self._service.name, kind=one.event.name, event_id=one.event.id
                 ),
                 self._telemetry.span(one.event.name, carrier=one.carrier, service=self._service.name),
             ):
@@ -200,7 +203,7 @@ class Delivery:
         log.warning(
             "will be tried again",
             service=self._service.name,
-            event=one.event.name,
+            kind=one.event.name,
             event_id=one.event.id,
             tries=one.tries,
             after=round(pause, 2),

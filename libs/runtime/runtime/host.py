@@ -62,14 +62,11 @@ class Host:
         relay = Loop("relay", self._relay.send, every=1.0)
         store.on_publish(relay.nudge)
         self._supervise(relay)
-        delivery = Delivery(service, store, runtime.bus, runtime.telemetry, runtime.settings.max_tries)
+        delivery = Delivery(
+            service, store, runtime.bus, runtime.telemetry, max_tries=runtime.settings.max_tries
+        )
         if service.handles:
-
-            async def pull() -> None:
-                await declare_streams()
-                await delivery.pull()
-
-            self._supervise(Loop("deliver", pull, every=None))
+            self._supervise(Loop("deliver", delivery.pull, every=None))
             self._supervise(Loop("replay", delivery.replay, every=5.0))
         self._supervise(Loop("count", delivery.count_parked, every=15.0))
         self._supervise(Loop("forget", delivery.forget_handled, every=3600.0))
@@ -105,11 +102,8 @@ class Host:
 
     async def stop(self) -> None:
         self.ready = False
-        for task in self._tasks:
-            task.cancel()
-        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                log.error("task ended badly", service=self.service.name, error=str(outcome))
+        if self._tasks:
+            await _cancel(self._tasks)
         if self._relay is not None:
             await self._relay.drain(3.0)
         if self.service.on_stop is not None:
@@ -118,6 +112,15 @@ class Host:
         if self.runtime.has_store:
             await self.runtime.store.close()
         log.info("stopped", service=self.service.name)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """Until every task has ended: libraries that use wait_for may swallow the first cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1)
 
 
 async def _until_available(call: Any, message: str) -> None:

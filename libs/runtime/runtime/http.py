@@ -87,7 +87,8 @@ class Measured:
                 status, started = message["status"], True
             await send(message)
 
-        carrier = {"traceparent": value.decode() for key, value in scope["headers"] if key == b"traceparent"}
+        parent = next((value.decode() for key, value in scope["headers"] if key == b"traceparent"), None)
+        carrier = {"traceparent": parent} if parent else None
         try:
             with self._telemetry.span(f"{scope['method']} {scope['path']}", carrier=carrier):
                 try:

@@ -36,7 +36,7 @@ async def parked_rows(store: Store, event: str | None = None) -> list[ParkedRow]
 
 
 async def ask_for_replay(store: Store, event: str | None) -> int:
-    """Marks messages; the running service handles them within seconds, past the stream (see Delivery.replay)."""
+    """Marks messages; the running service handles them within seconds: see `Delivery.replay`."""
     statement = update(ParkedRow).values(replay=True).returning(ParkedRow.event_id)
     if event is not None:
         statement = statement.where(ParkedRow.event_id == event)
@@ -46,9 +46,8 @@ async def ask_for_replay(store: Store, event: str | None) -> int:
 
 async def _list(store: Store) -> int:
     for row in await parked_rows(store):
-        print(
-            f"{row.event_id}  {row.subject:<24} {row.tries} tries  {row.parked_at:%Y-%m-%d %H:%M:%S}  {row.error}"
-        )
+        when = f"{row.parked_at:%Y-%m-%d %H:%M:%S}"
+        print(f"{row.event_id}  {row.subject:<24} {row.tries} tries  {when}  {row.error}")
     return 0
 
 

@@ -51,7 +51,9 @@ class Loop:
 
     async def pause(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._nudged.wait(), seconds)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that meets a nudge.
+            async with asyncio.timeout(seconds):
+                await self._nudged.wait()
         except TimeoutError:
             return
         finally:

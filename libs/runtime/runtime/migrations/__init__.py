@@ -28,12 +28,17 @@ LOCK_TRIES = 10
 def tenant(op: Operations, table: str) -> None:
     """Row-level security for a table with an `organization` column: an organization sees its own rows,
     the platform all, and a connection that said nothing none."""
-    op.execute(f"alter table {table} enable row level security")
-    op.execute(f"alter table {table} force row level security")
-    op.execute(
+    for statement in tenant_statements(table):
+        op.execute(statement)
+
+
+def tenant_statements(table: str) -> tuple[str, ...]:
+    return (
+        f"alter table {table} enable row level security",
+        f"alter table {table} force row level security",
         f"create policy organization on {table} using ("
         "current_setting('berth.organization', true) = '*' "
-        "or organization = current_setting('berth.organization', true))"
+        "or organization = current_setting('berth.organization', true))",
     )
 
 
@@ -49,7 +54,8 @@ def migrate(admin_url: str, services: Iterable[tuple[str, str, str]]) -> None:
                 with engine.connect() as connection:
                     _schema_and_role(connection, name, password)
                     _upgrade(connection, name, "runtime", "chassis_version")
-                    _upgrade(connection, name, package, "version")
+                    if (scripts(package) / "versions").is_dir():
+                        _upgrade(connection, name, package, "version")
             guard.execute(text("select pg_advisory_unlock(:lock)"), {"lock": LOCK})
             guard.commit()
     finally:

@@ -1,0 +1,307 @@
+"""Services under test, on a real Postgres and a real NATS: an own database each, and an empty stream.
+
+`Harness.start("billing")` runs the service as the platform would; `publish` and `events` play and watch
+everybody else; `eventually` waits for what asynchronous parts promise.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nats
+import psycopg
+from contracts.events import Event, event_for
+from contracts.queries import Query
+from embedded.nats import Nats
+from embedded.postgres import Postgres
+from nats.aio.client import Client
+from nats.js.api import DeliverPolicy
+from nats.js.errors import NotFoundError
+from psycopg import sql
+from pydantic import SecretStr
+from runtime.bus import Bus
+from runtime.host import Host
+from runtime.migrations import migrate
+from runtime.permissions import SERVICES, nats_config
+from runtime.run import entry_points, make_runtime
+from runtime.runtime import Runtime
+from runtime.secrets import derive
+from runtime.service import Answer, Service
+from runtime.settings import RuntimeSettings
+from runtime.streams import BUCKETS, EVENT_STREAM, declare
+from runtime.telemetry import Telemetry
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Event)
+
+SECRET = "tests-only-9f2b7c1e4d8a6053-tests-only"
+TEMPLATE = "template_berth"
+NODES = ("local", "n1", "n2", "n3")
+EVERYTHING = "tests"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def bus_config() -> str:
+    """The platform's users, and one that may do everything: the tests play every part."""
+    users = json.loads(
+        nats_config(lambda user: derive(SECRET, f"nats/{user}"), nodes=NODES).partition(": ")[2]
+    )
+    users["users"].append({"user": EVERYTHING, "password": SECRET})
+    return "authorization: " + json.dumps(users) + "\n"
+
+
+@dataclass
+class Servers:
+    postgres: Postgres
+    nats: Nats
+
+    def create_database(self, name: str) -> None:
+        with psycopg.connect(self.postgres.url(database="postgres"), autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
+            )
+            connection.execute(
+                sql.SQL("create database {} template {}").format(
+                    sql.Identifier(name), sql.Identifier(TEMPLATE)
+                )
+            )
+
+    def drop_database(self, name: str) -> None:
+        with psycopg.connect(self.postgres.url(database="postgres"), autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
+            )
+
+
+@contextmanager
+def servers(folder: Path) -> Iterator[Servers]:
+    """Started for one run of the tests, with one migrated database that every test's is copied from."""
+    postgres = Postgres(folder / "postgres", free_port(), SECRET)
+    bus = Nats(folder / "nats", free_port(), bus_config())
+    try:
+        postgres.start()
+        bus.start()
+        postgres.wait_ready()
+        bus.wait_ready()
+        postgres.create_database(TEMPLATE)
+        migrate(
+            postgres.url(database=TEMPLATE),
+            [
+                (name, entry_points()[name].value.partition(".")[0], derive(SECRET, f"database/{name}"))
+                for name in SERVICES
+            ],
+        )
+        yield Servers(postgres, bus)
+    finally:
+        bus.stop()
+        postgres.stop()
+
+
+class ShiftedClock:
+    """The real clock, which a test may put forward."""
+
+    def __init__(self) -> None:
+        self._shift = timedelta()
+
+    def advance(self, seconds: float) -> None:
+        self._shift += timedelta(seconds=seconds)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._shift
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time() + self._shift.total_seconds()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+@dataclass
+class Harness:
+    settings: RuntimeSettings
+    clock: ShiftedClock
+    telemetry: Telemetry
+    client: Client
+    hosts: dict[str, Host] = field(default_factory=dict)
+    _buses: list[Bus] = field(default_factory=list)
+    _runtimes: list[Runtime] = field(default_factory=list)
+
+    # --- services ------------------------------------------------------------------------------------
+
+    def runtime(self, name: str, **settings: Any) -> Runtime:
+        chosen = self.settings.model_copy(update=settings)
+        return make_runtime(name, chosen, self.clock, self.telemetry)
+
+    async def start(
+        self,
+        name: str,
+        create: Callable[[Runtime], Service] | None = None,
+        *,
+        alias: str | None = None,
+        **settings: Any,
+    ) -> Host:
+        """The service as the platform runs it, or as `create` wires it; `alias` names a second replica."""
+        runtime = self.runtime(name, **settings)
+        host = Host(runtime, (create or entry_points()[name].load())(runtime))
+        await host.start()
+        self.hosts[alias or name] = host
+        return host
+
+    async def stop(self, name: str) -> None:
+        await self.hosts.pop(name).stop()
+
+    async def store(self, name: str) -> Runtime:
+        """A connected runtime of a service that does not run: to look into its tables, to play its part."""
+        runtime = self.runtime(name)
+        await runtime.bus.connect(with_broker=True)
+        if runtime.has_store:
+            await runtime.store.open()
+        self._runtimes.append(runtime)
+        return runtime
+
+    async def answers(self, query: type[Query[Any]], answer: Answer) -> None:
+        """Plays the owner of a query."""
+        bus = await self.everybody()
+        bus.answer(query, answer)
+        await bus.start_broker()
+
+    async def everybody(self) -> Bus:
+        """A connection that may say and hear everything."""
+        bus = Bus(self.settings.nats_url, EVERYTHING, SECRET, self.telemetry)
+        await bus.connect(with_broker=True)
+        self._buses.append(bus)
+        return bus
+
+    # --- messages ------------------------------------------------------------------------------------
+
+    async def publish(self, *events: Event) -> None:
+        for event in events:
+            await self.client.jetstream().publish(
+                event.subject(), event.model_dump_json().encode(), headers={"Nats-Msg-Id": event.id}
+            )
+
+    async def publish_again(self, event: Event) -> None:
+        """The same event once more, past the server's own dropping of doubles."""
+        await self.client.jetstream().publish(event.subject(), event.model_dump_json().encode())
+
+    async def events(self, kind: type[E]) -> list[E]:
+        """Every event of a kind published so far."""
+        js = self.client.jetstream()
+        subscription = await js.subscribe(
+            f"{kind.name}.>" if kind.name in _node_events() else kind.name,
+            stream=EVENT_STREAM,
+            ordered_consumer=True,
+            deliver_policy=DeliverPolicy.ALL,
+        )
+        found: list[E] = []
+        try:
+            info = await subscription.consumer_info()
+            assert info.num_pending is not None
+            assert info.delivered is not None
+            total = info.num_pending + info.delivered.consumer_seq
+            while len(found) < total:
+                message = await subscription.next_msg(timeout=2)
+                parsed = event_for(message.subject)
+                assert parsed is kind
+                found.append(kind.model_validate_json(message.data))
+        finally:
+            await subscription.unsubscribe()
+        return found
+
+    async def event(
+        self, kind: type[E], where: Callable[[E], bool] = lambda _: True, seconds: float = 10
+    ) -> E:
+        """The first event of a kind that fits, once it is there."""
+
+        async def look() -> E | None:
+            return next((e for e in await self.events(kind) if where(e)), None)
+
+        return await eventually(look, seconds=seconds, what=kind.name)
+
+    async def settle(self, seconds: float = 10) -> None:
+        """Until every outbox is empty and every consumer has handled what there is."""
+
+        async def quiet() -> bool:
+            for host in self.hosts.values():
+                if host.runtime.has_store and await host.runtime.store.read("select 1 from outbox limit 1"):
+                    return False
+                if host.service.handles:
+                    try:
+                        info = await self.client.jetstream().consumer_info(EVENT_STREAM, host.service.name)
+                    except NotFoundError:
+                        return False
+                    if info.num_pending or info.num_ack_pending:
+                        return False
+            return True
+
+        await eventually(quiet, seconds=seconds, what="everything handled")
+
+    async def close(self) -> None:
+        for host in reversed(self.hosts.values()):
+            await host.stop()
+        for bus in self._buses:
+            await bus.close()
+        for runtime in self._runtimes:
+            await runtime.bus.close()
+            if runtime.has_store:
+                await runtime.store.close()
+        await self.client.close()
+        self.telemetry.close()
+
+
+def _node_events() -> set[str]:
+    from contracts.events import EVENTS, NodeEvent
+
+    return {e.name for e in EVENTS if issubclass(e, NodeEvent)}
+
+
+async def eventually(
+    look: Callable[[], Awaitable[T | None]], *, seconds: float = 10, what: str = "it", every: float = 0.02
+) -> T:
+    """What `look` finds as soon as it finds something true; fails with `what` after `seconds`."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        found = await look()
+        if found:
+            return found
+        if loop.time() > end:
+            raise AssertionError(f"{what} did not come within {seconds} s (last: {found!r})")
+        await asyncio.sleep(every)
+
+
+async def empty_bus(client: Client) -> None:
+    js = client.jetstream()
+    for stream in (EVENT_STREAM, *(f"KV_{bucket}" for bucket in BUCKETS)):
+        try:
+            await js.delete_stream(stream)
+        except NotFoundError:
+            continue
+    await declare(js)
+
+
+async def open_harness(running: Servers, database: str, folder: Path, exporter: Any = None) -> Harness:
+    running.create_database(database)
+    settings = RuntimeSettings(
+        state=folder,
+        secret=SecretStr(SECRET),
+        database_url=f"postgresql://127.0.0.1:{running.postgres.port}/{database}",
+        nats_url=running.nats.url,
+        max_tries=4,
+        database_connections=6,
+    )
+    client = await nats.connect(running.nats.url, user=EVERYTHING, password=SECRET)
+    await empty_bus(client)
+    return Harness(settings, ShiftedClock(), Telemetry(exporter), client)
