@@ -1,0 +1,348 @@
+"""The Docker Engine behind the port: an instance is a container that can do as little as possible.
+
+Its labels carry its identity, its restart policy keeps it alive without us (I6), its limits are the plan's.
+The SDK blocks, so calls run in threads of this engine's own; nothing polls, nothing is forked per container.
+"""
+
+import asyncio
+import contextlib
+import math
+import re
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+from contracts.errors import InvalidInput, NotFound, ProviderFailed, Unavailable
+
+from node_agent import labels
+from node_agent.docker_networks import Networks
+from node_agent.engine import Blueprint, Credentials, EngineEvent, EngineInfo, Instance, State, Usage
+from node_agent.firewall import Firewall
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+T = TypeVar("T")
+
+log = structlog.get_logger("node-agent.engine")
+
+_CALLS = 8
+# A stop holds its thread for as long as the instance takes to end.
+_STOPS = 32
+_MIB = 1024 * 1024
+_LOG_TAIL_BYTES = 64 * 1024
+_STATES: dict[str, State] = {
+    "created": "created",
+    "running": "running",
+    "paused": "running",
+    "restarting": "restarting",
+    "exited": "exited",
+    "dead": "exited",
+}
+_EVENTS = {"start": "started", "die": "died", "destroy": "removed"}
+_EXIT_CODE = re.compile(r"\((\d+)\)")
+
+
+class DockerEngine:
+    def __init__(
+        self,
+        url: str,
+        *,
+        node: str,
+        prefix: str,
+        networks: Networks,
+        firewall: Firewall | None,
+        tmp_mb: int,
+    ) -> None:
+        self._url = url
+        self._prefix = prefix
+        self._networks = networks
+        self._firewall = firewall
+        self._tmp_mb = tmp_mb
+        self._own = {labels.PREFIX: prefix, labels.NODE: node}
+        self._calls = ThreadPoolExecutor(_CALLS, "engine")
+        self._stops = ThreadPoolExecutor(_STOPS, "engine-stop")
+        self._connecting = threading.Lock()
+        # Networks and addresses are looked up and then taken: one at a time.
+        self._dealing = threading.Lock()
+        self._connected: APIClient | None = None
+
+    # --- the connection ----------------------------------------------------------------------------
+
+    def _client(self) -> "APIClient":
+        with self._connecting:
+            if self._connected is None:
+                from docker import APIClient
+
+                self._connected = APIClient(
+                    base_url=self._url, version="auto", timeout=120, max_pool_size=_CALLS + _STOPS + 1
+                )
+            return self._connected
+
+    async def _call(self, work: Callable[[Any], T], pool: ThreadPoolExecutor | None = None) -> T:
+        def run() -> T:
+            with _translated():
+                return work(self._client())
+
+        return await asyncio.get_running_loop().run_in_executor(pool or self._calls, run)
+
+    async def close(self) -> None:
+        self._calls.shutdown(wait=False, cancel_futures=True)
+        self._stops.shutdown(wait=False, cancel_futures=True)
+        if self._connected is not None:
+            self._connected.close()
+
+    # --- the machine -------------------------------------------------------------------------------
+
+    async def info(self) -> EngineInfo:
+        found = await self._call(lambda client: client.info())
+        return EngineInfo("Docker", found["ServerVersion"], found["NCPU"] * 1000, found["MemTotal"] // _MIB)
+
+    async def reassert(self) -> None:
+        def assert_all(client: Any) -> None:
+            with self._dealing:
+                self._networks.forget_unused(client)
+                self._networks.repair(client)
+                self._assert_rules(client)
+
+        await self._call(assert_all)
+
+    def _assert_rules(self, client: Any) -> None:
+        if self._firewall is not None:
+            self._firewall.reassert(self._networks.bridges(client))
+
+    async def dismantle(self) -> None:
+        """Takes everything this node made off the machine: what a `down` calls once it may be gone."""
+
+        def remove_all(client: Any) -> None:
+            for found in self._containers(client):
+                client.remove_container(found["Id"], v=True, force=True)
+            with self._dealing:
+                self._networks.forget_unused(client)
+            if self._firewall is not None:
+                self._firewall.remove()
+
+        await self._call(remove_all)
+
+    # --- images ------------------------------------------------------------------------------------
+
+    async def image_present(self, image: str) -> bool:
+        try:
+            await self._call(lambda client: client.inspect_image(image))
+        except NotFound:
+            return False
+        return True
+
+    async def pull(self, image: str, credentials: Credentials | None = None) -> None:
+        login = None
+        if credentials is not None:
+            login = {"username": credentials.user, "password": credentials.password}
+
+        def pull(client: Any) -> None:
+            for line in client.pull(_tagged(image), auth_config=login, stream=True, decode=True):
+                if "error" in line:
+                    raise ProviderFailed(line["error"])
+
+        try:
+            await self._call(pull)
+        except (NotFound, ProviderFailed) as error:
+            raise ProviderFailed(f"image {image} could not be pulled: {error.message}") from error
+
+    # --- instances ---------------------------------------------------------------------------------
+
+    async def create(self, blueprint: Blueprint) -> Instance:
+        def create(client: Any) -> Instance:
+            with self._dealing:
+                network, new = self._networks.ensure(client, blueprint.identity.organization)
+                if new:
+                    self._assert_rules(client)
+                try:
+                    address = str(self._networks.address(client, network))
+                    container = self._container(client, blueprint, network.name, address)
+                    client.create_container_from_config(container, self._name(blueprint.identity.instance))
+                except Exception:
+                    self._networks.forget_unused(client)
+                    raise
+            return Instance(blueprint.identity, "created", address)
+
+        return await self._call(create)
+
+    def _container(self, client: Any, blueprint: Blueprint, network: str, address: str) -> dict[str, Any]:
+        limits = blueprint.limits
+        user = f"{blueprint.uid}:{blueprint.uid}"
+        memory = limits.memory_mb * _MIB
+        command: dict[str, Any] = {}
+        if blueprint.command is not None:
+            command = {"entrypoint": ["/bin/sh", "-c"], "command": [blueprint.command]}
+        config: dict[str, Any] = client.create_container_config(
+            blueprint.image,
+            **{"command": None, **command},
+            user=user,
+            # Health is the agent's to judge, from outside.
+            healthcheck={"test": ["NONE"]},
+            hostname=str(blueprint.identity.slot).replace(".", "-"),
+            environment={"HOME": "/tmp", **blueprint.environment},  # noqa: S108
+            labels={**self._own, **labels.labels_of(blueprint.identity), labels.ADDRESS: address},
+            networking_config=client.create_networking_config(
+                {network: client.create_endpoint_config(ipv4_address=address)}
+            ),
+            host_config=client.create_host_config(
+                network_mode=network,
+                privileged=False,
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges"],
+                ipc_mode="private",
+                init=True,
+                mem_limit=memory,
+                memswap_limit=memory,
+                nano_cpus=limits.cpu_millis * 1_000_000,
+                pids_limit=limits.pids,
+                restart_policy={"Name": "unless-stopped"},
+                tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={self._tmp_mb}m"},  # noqa: S108
+                log_config={"type": "json-file", "config": {"max-size": "10m", "max-file": "3"}},
+            ),
+        )
+        return config
+
+    async def start(self, instance: str) -> None:
+        await self._call(lambda client: client.start(self._name(instance)))
+
+    async def stop(self, instance: str, grace_seconds: float) -> int | None:
+        def stop(client: Any) -> int:
+            client.stop(self._name(instance), timeout=math.ceil(grace_seconds))
+            return int(client.inspect_container(self._name(instance))["State"]["ExitCode"])
+
+        try:
+            return await self._call(stop, self._stops)
+        except NotFound:
+            return None
+
+    async def remove(self, instance: str) -> None:
+        def remove(client: Any) -> None:
+            client.remove_container(self._name(instance), v=True, force=True)
+            with self._dealing:
+                self._networks.forget_unused(client)
+
+        with contextlib.suppress(NotFound):
+            await self._call(remove)
+
+    async def instances(self, workload: str | None = None) -> tuple[Instance, ...]:
+        more = [] if workload is None else [f"{labels.WORKLOAD}={workload}"]
+        found = await self._call(lambda client: self._containers(client, *more))
+        return tuple(instance for one in found if (instance := _instance(one)) is not None)
+
+    def _containers(self, client: Any, *more: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = client.containers(
+            all=True, filters={"label": [*self._filters(), *more]}
+        )
+        return found
+
+    async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]:
+        text = await self._call(
+            lambda client: client.logs(self._name(instance), stdout=True, stderr=True, tail=lines)
+        )
+        return tuple(text[-_LOG_TAIL_BYTES:].decode(errors="replace").splitlines()[-lines:])
+
+    async def usage(self, instance: str) -> Usage:
+        def read(client: Any) -> Usage:
+            stats = client.stats(self._name(instance), stream=False, one_shot=True)
+            label = [f"{labels.INSTANCE}={instance}", *self._filters()]
+            written = sum(
+                found.get("SizeRw", 0)
+                for found in client.containers(all=True, size=True, filters={"label": label})
+            )
+            memory = stats["memory_stats"]
+            details = memory.get("stats", {})
+            # Page cache the kernel would give back at once is not held.
+            cached = details.get("total_inactive_file", details.get("inactive_file", 0))
+            return Usage(
+                cpu_seconds=stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9,
+                memory_bytes=max(0, memory.get("usage", 0) - cached),
+                disk_bytes=written,
+            )
+
+        return await self._call(read)
+
+    async def events(self) -> AsyncIterator[EngineEvent | None]:
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        stream = await self._call(
+            lambda client: client.events(
+                decode=True,
+                filters={"type": "container", "event": list(_EVENTS), "label": self._filters()},
+            )
+        )
+
+        def read() -> None:
+            try:
+                for event in stream:
+                    loop.call_soon_threadsafe(queue.put_nowait, event)
+            except Exception as error:
+                log.debug("engine events ended", error=str(error))
+            # The loop may have ended before this thread did.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(queue.put_nowait, None)
+
+        reader = threading.Thread(target=read, name="engine-events", daemon=True)
+        reader.start()
+        try:
+            yield None
+            while (event := await queue.get()) is not None:
+                attributes = event["Actor"]["Attributes"]
+                code = attributes.get("exitCode")
+                yield EngineEvent(
+                    _EVENTS[event["Action"]],  # type: ignore[arg-type]
+                    attributes[labels.INSTANCE],
+                    attributes[labels.WORKLOAD],
+                    None if code is None else int(code),
+                )
+        finally:
+            stream.close()
+        raise Unavailable("the container engine ended its stream of events")
+
+    def _name(self, instance: str) -> str:
+        return f"{self._prefix}-{instance}"
+
+    def _filters(self) -> list[str]:
+        return [f"{key}={value}" for key, value in self._own.items()]
+
+
+def _instance(found: dict[str, Any]) -> Instance | None:
+    state = _STATES.get(found["State"])
+    if state is None:
+        return None
+    try:
+        identity = labels.identity_from(found["Labels"])
+    except InvalidInput as error:
+        log.warning("a container of ours has unreadable labels", container=found["Id"], error=error.message)
+        return None
+    code = _EXIT_CODE.search(found["Status"]) if state in ("exited", "restarting") else None
+    return Instance(identity, state, found["Labels"][labels.ADDRESS], None if code is None else int(code[1]))
+
+
+def _tagged(image: str) -> str:
+    """Without a tag Docker would pull every one there is."""
+    last = image.rpartition("/")[2]
+    return image if ":" in last or "@" in last else f"{image}:latest"
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    from docker.errors import APIError, DockerException
+    from docker.errors import NotFound as DockerNotFound
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except DockerNotFound as error:
+        raise NotFound(_words(error)) from error
+    except APIError as error:
+        raise ProviderFailed(f"the container engine refused: {_words(error)}") from error
+    except (DockerException, RequestException) as error:
+        raise Unavailable(f"the container engine does not answer: {error}") from error
+
+
+def _words(error: Any) -> str:
+    return str(error.explanation or error)

@@ -1,0 +1,148 @@
+"""The container engine as the agent sees it: instances with an identity, kept apart by organization.
+
+The words are those of the design and nothing of any one engine shows, so that others fit behind it.
+`tests/ports/test_engine.py` is the contract: every implementation passes it.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol
+
+from contracts.money import Rate
+from contracts.workload import HealthCheck, Limits, Slot, WorkloadSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an instance is from its first moment to its last; the engine keeps it beside the instance."""
+
+    instance: str
+    workload: str
+    organization: str
+    slot: Slot
+    generation: int
+    deployment: str | None
+    fingerprint: str
+    rate: Rate
+    started_at: datetime
+    port: int
+    health: HealthCheck
+    grace_seconds: float
+
+    @classmethod
+    def of(cls, spec: WorkloadSpec, slot: Slot, instance: str, started_at: datetime) -> "Identity":
+        return cls(
+            instance=instance,
+            workload=spec.id,
+            organization=spec.organization,
+            slot=slot,
+            generation=spec.generation,
+            deployment=spec.deployment,
+            fingerprint=spec.fingerprint(),
+            rate=spec.rate,
+            started_at=started_at,
+            port=spec.port,
+            health=spec.health,
+            grace_seconds=spec.grace_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """An instance to be made. `command` runs in a shell inside it; none means what the image says."""
+
+    identity: Identity
+    image: str
+    command: str | None
+    uid: int
+    limits: Limits
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+# "restarting": it ended and the engine is about to start it again by itself.
+State = Literal["created", "running", "restarting", "exited"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """`address` is where its ports are reached from this machine; it stays the same across restarts."""
+
+    identity: Identity
+    state: State
+    address: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    kind: Literal["started", "died", "removed"]
+    instance: str
+    workload: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """CPU counts up since the instance was last started; the rest is what it holds now."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    user: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    name: str
+    version: str
+    cpu_millis: int
+    memory_mb: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+class ContainerEngine(Protocol):
+    """Raises `Unavailable` when the engine does not answer, `ProviderFailed` with its reason when it refuses,
+    `NotFound` for an instance or an image that is not there."""
+
+    async def info(self) -> EngineInfo: ...
+
+    async def reassert(self) -> None:
+        """Networks and rules are as they must be, whatever somebody did to them; as often as one likes."""
+
+    async def image_present(self, image: str) -> bool: ...
+
+    async def pull(self, image: str, credentials: Credentials | None = None) -> None: ...
+
+    async def create(self, blueprint: Blueprint) -> Instance:
+        """Makes it, and its organization's network where that is missing; does not start it."""
+        ...
+
+    async def start(self, instance: str) -> None: ...
+
+    async def stop(self, instance: str, grace_seconds: float) -> int | None:
+        """Asks, waits, kills; it stays down. The exit code, or none when there is no such instance."""
+
+    async def remove(self, instance: str) -> None:
+        """Whatever its state; nothing happens when it is gone. Takes along what only it used."""
+
+    async def instances(self, workload: str | None = None) -> tuple[Instance, ...]:
+        """Every instance of this node, or of one workload on it."""
+        ...
+
+    async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]: ...
+
+    async def usage(self, instance: str) -> Usage: ...
+
+    def events(self) -> AsyncIterator[EngineEvent | None]:
+        """None once the stream is open: from then on nothing is missed. Ends by `Unavailable`."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,77 @@
+"""Keeps the host's packet filter at the policy. Blocking: the engine calls it from its own threads.
+
+Rules are written again at every reconcile: what is set only at boot is gone after a network restart.
+"""
+
+import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+
+from contracts.errors import BerthError, Unavailable
+
+from node_agent.firewall_rules import Policy, render, render_removal
+
+_PATIENCE = 30
+_TRUST = "set NODE_AGENT_FIREWALL=off if everybody who deploys to this machine is trusted with it"
+
+
+class CannotIsolate(BerthError):
+    """Instances would reach this machine and each other's networks: nothing is started like that."""
+
+
+class Firewall:
+    def __init__(self, policy: Policy, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
+        self._policy = policy
+        self._resolv_conf = resolv_conf
+
+    def reassert(self, bridges: Iterable[str]) -> None:
+        policy = replace(self._policy, resolvers=resolvers_in(self._resolv_conf.read_text()))
+        self._restore(render(policy, bridges, self._saved()))
+
+    def remove(self) -> None:
+        self._restore(render_removal(self._policy, self._saved()))
+
+    def _saved(self) -> str:
+        return _run(["iptables-save"])
+
+    def _restore(self, rules: str) -> None:
+        _run(["iptables-restore", "--noflush", "--wait", "10"], rules)
+
+
+def resolvers_in(resolv_conf: str) -> tuple[IPv4Address, ...]:
+    """The name servers this machine uses: the engine hands the same ones to instances."""
+    found = []
+    for line in resolv_conf.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                address = IPv4Address(words[1])
+            except AddressValueError:
+                continue
+            if not address.is_loopback:
+                found.append(address)
+    return tuple(found)
+
+
+def _run(argv: list[str], text: str | None = None) -> str:
+    try:
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, timeout=_PATIENCE, check=False
+        )
+    except FileNotFoundError:
+        raise CannotIsolate(
+            "instances cannot be kept apart: iptables is missing. Install it (apt-get install iptables), or "
+            f"{_TRUST}"
+        ) from None
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{argv[0]} did not finish within {_PATIENCE} s") from error
+    if done.returncode == 0:
+        return done.stdout
+    words = " ".join(done.stderr.split())
+    if "ermission denied" in words or "must be root" in words or "not permitted" in words:
+        raise CannotIsolate(
+            f"instances cannot be kept apart: packet rules need root. Start the agent as root, or {_TRUST}"
+        )
+    raise Unavailable(f"{argv[0]} failed: {words}")

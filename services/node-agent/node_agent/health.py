@@ -1,0 +1,87 @@
+"""Does an instance answer? Asked from this machine, over the network, as its ingress would.
+
+`probe` asks once; `until_ready` asks a new instance quickly at first, then more and more slowly, and believes
+it after two answers in a row. The reason of a failure is in words a customer understands.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from contracts.workload import HealthCheck
+from runtime.clock import Clock
+
+_SUCCESSES = 2
+_BETWEEN_SUCCESSES = 0.1
+_FIRST_PAUSE = 0.025
+_LONGEST_PAUSE = 0.5
+_LONGEST_LINE = 4096
+
+
+async def probe(check: HealthCheck, address: str, port: int) -> str | None:
+    """None when it answers, else why it does not count as healthy."""
+    try:
+        async with asyncio.timeout(check.timeout_seconds):
+            reader, writer = await asyncio.open_connection(address, port, limit=_LONGEST_LINE)
+            try:
+                return await _get(check.path, port, reader, writer) if check.kind == "http" else None
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except TimeoutError:
+        return f"no answer on port {port} within {check.timeout_seconds:g} s"
+    except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        return f"nothing answers on port {port} ({_reason(error)})"
+
+
+async def _get(
+    path: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> str | None:
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nUser-Agent: berth-health\r\n"
+    writer.write(f"{request}Accept: */*\r\nConnection: close\r\n\r\n".encode())
+    await writer.drain()
+    words = (await reader.readline()).decode("latin-1").split()
+    if len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdigit():
+        return f"GET {path} on port {port} was not answered in HTTP"
+    if not 200 <= int(words[1]) < 400:
+        return f"GET {path} on port {port} was answered with status {words[1]}"
+    return None
+
+
+async def until_ready(
+    check: HealthCheck,
+    address: str,
+    port: int,
+    clock: Clock,
+    given_up: Callable[[], Awaitable[str | None]],
+) -> str | None:
+    """None once it is ready; else why not, at the end of its start period or when `given_up` says so."""
+    deadline = clock.monotonic() + check.start_seconds
+    pause = _FIRST_PAUSE
+    successes = 0
+    while True:
+        reason = await probe(check, address, port)
+        if reason is None:
+            successes += 1
+            if successes == _SUCCESSES:
+                return None
+            await clock.sleep(_BETWEEN_SUCCESSES)
+            continue
+        successes = 0
+        if (why := await given_up()) is not None:
+            return why
+        if clock.monotonic() + pause > deadline:
+            return f"not ready after {check.start_seconds:g} s: {reason}"
+        await clock.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
+        return "connection reset"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return type(error).__name__

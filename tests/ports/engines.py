@@ -1,0 +1,154 @@
+"""The engines the conformance suite runs on, each with what only a hand on the machine can do to it."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from ipaddress import IPv4Network
+from typing import Any, Protocol
+
+from contracts.ids import new_id
+from contracts.money import Rate
+from contracts.workload import HealthCheck, Limits, Slot
+from docker import APIClient
+from docker.errors import NotFound
+from node_agent.docker_engine import DockerEngine
+from node_agent.docker_networks import Networks
+from node_agent.engine import Blueprint, ContainerEngine, Credentials, Identity
+from node_agent.firewall import Firewall
+from node_agent.firewall_rules import Policy
+
+from tests.ports import docker_image, registry
+from tests.ports.fake_engine import FakeEngine
+
+URL = "unix:///var/run/docker.sock"
+# A name of the tests' own, so that nothing of a running platform is touched.
+PREFIX = "btst"
+POOL = IPv4Network("10.251.0.0/16")
+
+
+class Hands(Protocol):
+    """An engine, and what somebody does to its instances behind the agent's back."""
+
+    @property
+    def engine(self) -> ContainerEngine: ...
+
+    image: str
+    # A reference that can be pulled with `credentials`, and not without.
+    pullable: str
+    credentials: Credentials
+
+    async def crash(self, instance: str) -> None: ...
+
+    async def kill(self, instance: str) -> None: ...
+
+    async def remove(self, instance: str) -> None: ...
+
+
+class FakeHands:
+    image = "app:1"
+    pullable = "registry.example/app:9"
+    credentials = Credentials("node", "a-password-of-the-tests")
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.engine.registry[self.pullable] = ""
+        self.engine.credentials = self.credentials
+
+    async def crash(self, instance: str) -> None:
+        await self.engine.die(instance)
+
+    async def kill(self, instance: str) -> None:
+        await self.engine.kill(instance)
+
+    async def remove(self, instance: str) -> None:
+        await self.engine.vanish(instance)
+
+
+class DockerHands:
+    image = docker_image.IMAGE
+    credentials = Credentials(registry.USER, registry.PASSWORD)
+
+    def __init__(self, client: APIClient, engine: DockerEngine, pullable: str) -> None:
+        self.client = client
+        self.engine = engine
+        self.pullable = pullable
+
+    def inspect(self, instance: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.inspect_container(f"{PREFIX}-{instance}")
+        return found
+
+    def run(self, instance: str, *argv: str, user: str = "") -> tuple[int, str]:
+        """A command inside it, as the user of the instance."""
+        made = self.client.exec_create(f"{PREFIX}-{instance}", list(argv), user=user)
+        output: bytes = self.client.exec_start(made["Id"])
+        return self.client.exec_inspect(made["Id"])["ExitCode"], output.decode()
+
+    async def crash(self, instance: str) -> None:
+        os.kill(self.inspect(instance)["State"]["Pid"], signal.SIGKILL)
+
+    async def kill(self, instance: str) -> None:
+        self.client.kill(f"{PREFIX}-{instance}")
+
+    async def remove(self, instance: str) -> None:
+        self.client.remove_container(f"{PREFIX}-{instance}", force=True)
+
+
+def docker_engine(node: str = "local", policy: Policy | None = None) -> DockerEngine:
+    return DockerEngine(
+        URL,
+        node=node,
+        prefix=PREFIX,
+        networks=Networks(PREFIX, node, POOL, 24),
+        firewall=Firewall(policy or Policy(PREFIX, POOL)),
+        tmp_mb=16,
+    )
+
+
+@asynccontextmanager
+async def docker_hands() -> AsyncIterator[DockerHands]:
+    client = APIClient(base_url=URL, version="auto")
+    engine = docker_engine()
+    # What a crashed run left behind.
+    await engine.dismantle()
+    try:
+        docker_image.ensure(client)
+        with registry.registry() as pullable:
+            yield DockerHands(client, engine, pullable)
+            with suppress(NotFound):
+                client.remove_image(pullable, force=True)
+    finally:
+        await engine.dismantle()
+        await engine.close()
+        client.close()
+
+
+def organization() -> str:
+    return new_id("org")
+
+
+def blueprint(hands: Hands, **changes: Any) -> Blueprint:
+    """An instance of an organization of its own, unless told otherwise."""
+    identity = Identity(
+        instance=new_id("ins"),
+        workload=changes.pop("workload", None) or new_id("app"),
+        organization=changes.pop("organization", None) or organization(),
+        slot=changes.pop("slot", Slot(process="web", index=0)),
+        generation=1,
+        deployment=new_id("dep"),
+        fingerprint="0123456789abcdef",
+        rate=Rate(micros_per_hour=7_000, currency="USD"),
+        started_at=datetime(2026, 3, 1, 12, 0, 0, 250, UTC),
+        port=changes.pop("port", 8080),
+        health=changes.pop("health", HealthCheck()),
+        grace_seconds=1.0,
+    )
+    return Blueprint(
+        identity=identity,
+        image=changes.pop("image", hands.image),
+        command=changes.pop("command", None),
+        uid=changes.pop("uid", 100_000),
+        limits=changes.pop("limits", Limits(cpu_millis=500, memory_mb=64, disk_mb=64, pids=64)),
+        environment={"PORT": str(identity.port), **changes},
+    )

@@ -1,0 +1,267 @@
+"""A container engine in memory, with instances that really listen, and that can be told to fail.
+
+An instance answers HTTP on a loopback address of its own with its id, so that health checks and a proxy in
+front of it are real. What it does depends on its command: none serves, "exit 3" ends with that code,
+anything else runs and does not listen. `images` says the same for an image whose command is not given.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import re
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from contracts.errors import NotFound, Unavailable
+from node_agent.engine import (
+    Blueprint,
+    Credentials,
+    EngineEvent,
+    EngineInfo,
+    Instance,
+    State,
+    Usage,
+)
+
+_EXIT = re.compile(r"^exit (\d+)$")
+_SERVE = ""
+
+
+@dataclass(eq=False)
+class _Container:
+    blueprint: Blueprint
+    address: str
+    behaviour: str
+    state: State = "created"
+    exit_code: int | None = None
+    restarts: int = 0
+    server: asyncio.Server | None = None
+    connections: set[asyncio.StreamWriter] = field(default_factory=set)
+    restart: asyncio.Task[None] | None = None
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
+
+    def seen(self) -> Instance:
+        return Instance(self.blueprint.identity, self.state, self.address, self.exit_code)
+
+
+class FakeEngine:
+    def __init__(self, restart_seconds: float = 0.05) -> None:
+        self.images: dict[str, str] = {"app:1": _SERVE, "app:2": _SERVE, "app:3": _SERVE}
+        # What `pull` finds, and whom it asks for a password.
+        self.registry: dict[str, str] = {}
+        self.credentials: Credentials | None = None
+        self.start_seconds = 0.0
+        self.answer_seconds = 0.0
+        self.calls: list[str] = []
+        self.reasserted = 0
+        self.running = True
+        self._restart_seconds = restart_seconds
+        self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
+        self._containers: dict[str, _Container] = {}
+        self._listeners: list[asyncio.Queue[EngineEvent | None]] = []
+        self._addresses = (f"127.64.{n // 250}.{n % 250 + 1}" for n in itertools.count())
+
+    # --- what a test does to it --------------------------------------------------------------------
+
+    def fail_next(self, call: str, error: Exception) -> None:
+        self._failures[call].append(error)
+
+    async def die(self, instance: str, exit_code: int = 1) -> None:
+        """The process ends; the engine starts it again, as its restart policy says."""
+        await self._end(self._containers[instance], exit_code, again=True)
+
+    async def kill(self, instance: str) -> None:
+        """Somebody kills it through the engine: it stays down."""
+        await self._end(self._containers[instance], 137, again=False)
+
+    async def vanish(self, instance: str) -> None:
+        """Somebody removes it."""
+        await self.remove(instance)
+
+    async def deafen(self, instance: str) -> None:
+        """It runs on, and does not answer any more."""
+        await self._close(self._containers[instance])
+
+    def count(self, call: str) -> int:
+        return sum(name == call for name in self.calls)
+
+    async def lose(self) -> None:
+        """The engine's connection breaks: streams of events end."""
+        for queue in self._listeners:
+            queue.put_nowait(None)
+
+    # --- the port --------------------------------------------------------------------------------------
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        if not self.running:
+            raise Unavailable("the container engine does not answer")
+        if self._failures[call]:
+            raise self._failures[call].popleft()
+
+    def _container(self, instance: str) -> _Container:
+        try:
+            return self._containers[instance]
+        except KeyError:
+            raise NotFound(f"no such instance: {instance}") from None
+
+    async def info(self) -> EngineInfo:
+        self._called("info")
+        return EngineInfo("Fake", "1", 4000, 8192)
+
+    async def reassert(self) -> None:
+        self._called("reassert")
+        self.reasserted += 1
+
+    async def image_present(self, image: str) -> bool:
+        self._called("image_present")
+        return image in self.images
+
+    async def pull(self, image: str, credentials: Credentials | None = None) -> None:
+        self._called("pull")
+        if image not in self.registry or credentials != self.credentials:
+            from contracts.errors import ProviderFailed
+
+            raise ProviderFailed(f"image {image} could not be pulled: not found")
+        self.images[image] = self.registry[image]
+
+    async def create(self, blueprint: Blueprint) -> Instance:
+        self._called("create")
+        if blueprint.image not in self.images:
+            raise NotFound(f"no such image: {blueprint.image}")
+        behaviour = self.images[blueprint.image] if blueprint.command is None else blueprint.command
+        container = _Container(blueprint, next(self._addresses), behaviour)
+        self._containers[blueprint.identity.instance] = container
+        return container.seen()
+
+    async def start(self, instance: str) -> None:
+        self._called("start")
+        container = self._container(instance)
+        if self.start_seconds:
+            await asyncio.sleep(self.start_seconds)
+        if container.state != "running":
+            await self._begin(container)
+
+    async def stop(self, instance: str, grace_seconds: float) -> int | None:
+        self._called("stop")
+        container = self._containers.get(instance)
+        if container is None:
+            return None
+        if container.state in ("running", "restarting"):
+            code = container.exit_code if container.state == "restarting" else 0
+            await self._end(container, code or 0, again=False)
+        return container.exit_code
+
+    async def remove(self, instance: str) -> None:
+        self._called("remove")
+        container = self._containers.pop(instance, None)
+        if container is None:
+            return
+        if container.state in ("running", "restarting"):
+            await self._end(container, 137, again=False)
+        self._tell("removed", container)
+
+    async def instances(self, workload: str | None = None) -> tuple[Instance, ...]:
+        self._called("instances")
+        return tuple(
+            container.seen()
+            for container in self._containers.values()
+            if workload in (None, container.blueprint.identity.workload)
+        )
+
+    async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]:
+        self._called("log_tail")
+        return tuple(self._container(instance).log)[-lines:]
+
+    async def usage(self, instance: str) -> Usage:
+        self._called("usage")
+        container = self._container(instance)
+        return Usage(0.5, 16 * 2**20, len("\n".join(container.log)))
+
+    async def events(self) -> AsyncIterator[EngineEvent | None]:
+        self._called("events")
+        queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
+        self._listeners.append(queue)
+        try:
+            yield None
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._listeners.remove(queue)
+        raise Unavailable("the container engine ended its stream of events")
+
+    async def close(self) -> None:
+        for container in self._containers.values():
+            if container.restart is not None:
+                container.restart.cancel()
+            await self._close(container)
+
+    # --- the life of a container -----------------------------------------------------------------------
+
+    async def _begin(self, container: _Container) -> None:
+        container.state, container.exit_code = "running", None
+        container.log.append(f"starting {container.blueprint.identity.instance}")
+        if container.behaviour == _SERVE:
+            container.server = await asyncio.start_server(
+                lambda reader, writer: self._serve(container, reader, writer),
+                container.address,
+                container.blueprint.identity.port,
+            )
+        self._tell("started", container)
+        if end := _EXIT.match(container.behaviour):
+            container.log.append(f"ending with {end[1]}")
+            await self._end(container, int(end[1]), again=True)
+
+    async def _end(self, container: _Container, code: int, *, again: bool) -> None:
+        if container.restart is not None and container.restart is not asyncio.current_task():
+            container.restart.cancel()
+        container.state, container.exit_code = ("restarting" if again else "exited"), code
+        await self._close(container)
+        self._tell("died", container)
+        if again:
+            container.restart = asyncio.create_task(self._restart(container))
+
+    async def _restart(self, container: _Container) -> None:
+        container.restarts += 1
+        await asyncio.sleep(self._restart_seconds)
+        if container.state == "restarting":
+            await self._begin(container)
+
+    async def _close(self, container: _Container) -> None:
+        if container.server is not None:
+            container.server.close()
+            container.server = None
+        for writer in tuple(container.connections):
+            writer.close()
+
+    def _tell(self, kind: str, container: _Container) -> None:
+        identity = container.blueprint.identity
+        event = EngineEvent(
+            kind,  # type: ignore[arg-type]
+            identity.instance,
+            identity.workload,
+            container.exit_code if kind == "died" else None,
+        )
+        for queue in self._listeners:
+            queue.put_nowait(event)
+
+    async def _serve(
+        self, container: _Container, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        body = f"{container.blueprint.identity.instance} {container.blueprint.image}\n".encode()
+        answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (
+            len(body),
+            body,
+        )
+        container.connections.add(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            try:
+                while await reader.readuntil(b"\r\n\r\n"):
+                    if self.answer_seconds:
+                        await asyncio.sleep(self.answer_seconds)
+                    writer.write(answer)
+                    await writer.drain()
+            finally:
+                container.connections.discard(writer)
+                writer.close()

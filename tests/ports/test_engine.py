@@ -1,0 +1,230 @@
+"""What every container engine keeps to: the same suite on the one in memory and on the real Docker Engine."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from contracts.errors import NotFound, ProviderFailed, Unavailable
+from contracts.ids import new_id
+from contracts.workload import HealthCheck, Slot
+from node_agent.engine import ContainerEngine, EngineEvent, Instance
+from node_agent.health import probe
+
+from tests.harness import eventually
+from tests.ports.engines import Hands, blueprint, docker_engine
+from tests.ports.fake_engine import FakeEngine
+
+
+async def run(hands: Hands, **changes: object) -> Instance:
+    instance = await hands.engine.create(blueprint(hands, **changes))
+    await hands.engine.start(instance.identity.instance)
+    return instance
+
+
+async def answers(instance: Instance, seconds: float = 10) -> None:
+    identity = instance.identity
+
+    async def look() -> bool:
+        return await probe(identity.health, instance.address, identity.port) is None
+
+    await eventually(look, seconds=seconds, what=f"an answer of {identity.instance}")
+
+
+async def becomes(engine: ContainerEngine, instance: Instance, *states: str) -> Instance:
+    async def look() -> Instance | None:
+        found = await engine.instances(instance.identity.workload)
+        return next((one for one in found if one.state in states), None)
+
+    return await eventually(look, what=f"state {states}")
+
+
+async def test_it_says_what_it_is(hands: Hands) -> None:
+    info = await hands.engine.info()
+    assert info.version
+    assert info.cpu_millis >= 1000
+    assert info.memory_mb > 256
+
+
+async def test_a_created_instance_is_known_by_its_whole_identity_and_does_not_run(hands: Hands) -> None:
+    plan = blueprint(hands, slot=Slot(process="web", index=2), health=HealthCheck(timeout_seconds=0.2))
+    made = await hands.engine.create(plan)
+    assert made.identity == plan.identity
+    assert await hands.engine.instances() == (made,)
+    assert made.state == "created"
+    assert await probe(plan.identity.health, made.address, plan.identity.port) is not None
+
+
+async def test_an_identity_without_a_deployment_comes_back_without_one(hands: Hands) -> None:
+    plan = blueprint(hands)
+    plan = replace(plan, identity=replace(plan.identity, deployment=None))
+    await hands.engine.create(plan)
+    (found,) = await hands.engine.instances()
+    assert found.identity == plan.identity
+
+
+async def test_a_started_instance_answers_at_its_address(hands: Hands) -> None:
+    instance = await run(hands)
+    await answers(instance)
+    (found,) = await hands.engine.instances()
+    assert found == replace(instance, state="running")
+    # Starting what runs changes nothing.
+    await hands.engine.start(instance.identity.instance)
+
+
+async def test_instances_are_found_by_workload(hands: Hands) -> None:
+    one, other = await hands.engine.create(blueprint(hands)), await hands.engine.create(blueprint(hands))
+    assert await hands.engine.instances(one.identity.workload) == (one,)
+    assert {i.identity.instance for i in await hands.engine.instances()} == {
+        one.identity.instance,
+        other.identity.instance,
+    }
+    assert await hands.engine.instances(new_id("app")) == ()
+
+
+async def test_instances_of_one_organization_get_addresses_of_their_own(hands: Hands) -> None:
+    organization = new_id("org")
+    made = [await hands.engine.create(blueprint(hands, organization=organization)) for _ in range(3)]
+    assert len({instance.address for instance in made}) == 3
+
+
+async def test_a_stopped_instance_stays_down_until_it_is_started(hands: Hands) -> None:
+    instance = await run(hands)
+    await answers(instance)
+    assert await hands.engine.stop(instance.identity.instance, 5) == 0
+    await asyncio.sleep(0.3)
+    (found,) = await hands.engine.instances()
+    assert found.state == "exited"
+    await hands.engine.start(instance.identity.instance)
+    await answers(instance)
+
+
+async def test_a_removed_instance_is_gone_and_removing_it_again_is_nothing(hands: Hands) -> None:
+    instance = await run(hands)
+    for _ in range(2):
+        await hands.engine.remove(instance.identity.instance)
+        assert await hands.engine.instances() == ()
+    assert await hands.engine.stop(instance.identity.instance, 1) is None
+    with pytest.raises(NotFound):
+        await hands.engine.start(instance.identity.instance)
+    with pytest.raises(NotFound):
+        await hands.engine.log_tail(instance.identity.instance, 5)
+
+
+async def test_an_instance_that_crashes_is_started_again_by_the_engine_at_the_same_address(
+    hands: Hands,
+) -> None:
+    instance = await run(hands)
+    await answers(instance)
+    await hands.crash(instance.identity.instance)
+    await becomes(hands.engine, instance, "running")
+    await answers(instance)
+    (found,) = await hands.engine.instances()
+    assert found.address == instance.address
+
+
+async def test_an_instance_killed_by_hand_can_be_started_again_at_the_same_address(hands: Hands) -> None:
+    instance = await run(hands)
+    await answers(instance)
+    await hands.kill(instance.identity.instance)
+    exited = await becomes(hands.engine, instance, "exited")
+    assert (exited.exit_code, exited.address) == (137, instance.address)
+    await hands.engine.start(instance.identity.instance)
+    await answers(instance)
+
+
+async def test_one_that_ends_at_once_is_tried_again_and_says_with_what_it_ended(hands: Hands) -> None:
+    instance = await run(hands, command="exit 3")
+
+    async def look() -> bool:
+        (found,) = await hands.engine.instances()
+        return found.state == "restarting" and found.exit_code == 3
+
+    await eventually(look, what="a restart")
+    assert await hands.engine.stop(instance.identity.instance, 1) == 3
+
+
+async def test_events_tell_of_every_start_and_end(hands: Hands) -> None:
+    seen: list[EngineEvent | None] = []
+
+    async def listen() -> None:
+        async for event in hands.engine.events():
+            seen.append(event)
+
+    listener = asyncio.create_task(listen())
+    try:
+
+        async def heard(kind: str) -> EngineEvent:
+            async def look() -> EngineEvent | None:
+                return next((event for event in seen if event is not None and event.kind == kind), None)
+
+            return await eventually(look, what=f"event {kind}")
+
+        async def open_stream() -> bool:
+            return seen == [None]
+
+        await eventually(open_stream, what="the stream")
+        instance = await run(hands)
+        started = await heard("started")
+        assert (started.instance, started.workload) == (
+            instance.identity.instance,
+            instance.identity.workload,
+        )
+        await answers(instance)
+        await hands.kill(instance.identity.instance)
+        assert (await heard("died")).exit_code == 137
+        await hands.remove(instance.identity.instance)
+        assert (await heard("removed")).instance == instance.identity.instance
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+
+
+async def test_the_tail_of_the_log_is_its_last_lines(hands: Hands) -> None:
+    instance = await run(hands)
+    await answers(instance)
+    assert await hands.engine.log_tail(instance.identity.instance, 5) != ()
+    assert len(await hands.engine.log_tail(instance.identity.instance, 1)) == 1
+
+
+async def test_usage_counts_what_it_takes(hands: Hands) -> None:
+    instance = await run(hands)
+    await answers(instance)
+    usage = await hands.engine.usage(instance.identity.instance)
+    assert usage.cpu_seconds > 0
+    assert 0 < usage.memory_bytes < 64 * 2**20
+    assert usage.disk_bytes >= 0
+
+
+async def test_images(hands: Hands) -> None:
+    assert await hands.engine.image_present(hands.image)
+    missing = "berth-test/no-such-image:1"
+    assert not await hands.engine.image_present(missing)
+    with pytest.raises(NotFound):
+        await hands.engine.create(blueprint(hands, image=missing))
+    assert await hands.engine.instances() == ()
+
+
+async def test_an_image_is_pulled_with_the_right_password_only(hands: Hands) -> None:
+    with pytest.raises(ProviderFailed, match="could not be pulled"):
+        await hands.engine.pull(hands.pullable)
+    assert not await hands.engine.image_present(hands.pullable)
+    await hands.engine.pull(hands.pullable, hands.credentials)
+    assert await hands.engine.image_present(hands.pullable)
+
+
+@pytest.mark.parametrize("kind", ["fake", "docker"])
+async def test_an_engine_that_is_away_is_unavailable(kind: str) -> None:
+    engine: ContainerEngine
+    if kind == "fake":
+        fake = FakeEngine()
+        fake.running = False
+        engine = fake
+    else:
+        engine = docker_engine()
+        engine._url = "tcp://127.0.0.1:1"
+    with pytest.raises(Unavailable):
+        await engine.instances()
+    with pytest.raises(Unavailable):
+        async for _ in engine.events():
+            pass
+    await engine.close()

@@ -1,0 +1,261 @@
+"""What an instance on the real engine cannot do: each case also shows that the test would notice.
+
+The world around the machine is a network namespace with the cloud's metadata address and a neighbour in a
+private network; no packet leaves this machine.
+"""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+import pytest
+from contracts.ids import new_id
+from contracts.workload import Limits
+from node_agent.engine import Instance
+from node_agent.firewall import Firewall
+from node_agent.firewall_rules import Policy
+from node_agent.health import probe
+
+from tests.harness import eventually
+from tests.ports.engines import POOL, PREFIX, DockerHands, blueprint, docker_engine
+
+METADATA, NEIGHBOUR, PARTNER = "169.254.169.254", "10.252.7.2", "198.18.7.2"
+PORT = 8099
+SPACE = LINK = "bworld"
+
+CONNECT = (
+    "use IO::Socket::INET; my $s = IO::Socket::INET->new("
+    "PeerAddr => $ARGV[0], PeerPort => $ARGV[1], Timeout => 0.7); print $s ? 'reached' : 'not reached'"
+)
+
+
+def ip(*argv: str, check: bool = True) -> None:
+    subprocess.run(["ip", *argv], check=check, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[None]:
+    """A neighbour on the machine's network, who serves on the addresses above; and so does the machine."""
+    ip("netns", "del", SPACE, check=False)
+    ip("link", "del", LINK, check=False)
+    ip("netns", "add", SPACE)
+    ip("link", "add", LINK, "type", "veth", "peer", "name", "in", "netns", SPACE)
+    ip("addr", "add", "10.252.7.1/30", "dev", LINK)
+    ip("link", "set", LINK, "up")
+    for address in (f"{NEIGHBOUR}/30", f"{METADATA}/32", f"{PARTNER}/32"):
+        ip("-n", SPACE, "addr", "add", address, "dev", "in")
+    ip("-n", SPACE, "link", "set", "in", "up")
+    ip("-n", SPACE, "route", "add", "default", "via", "10.252.7.1")
+    for address in (METADATA, PARTNER):
+        ip("route", "add", f"{address}/32", "via", NEIGHBOUR)
+    serve = [sys.executable, "-c", _SERVE, str(PORT)]
+    servers = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE)
+        for argv in (["ip", "netns", "exec", SPACE, *serve], serve)
+    ]
+    try:
+        for server in servers:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"listening\n"
+        yield
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+        ip("link", "del", LINK, check=False)
+        ip("netns", "del", SPACE, check=False)
+
+
+_SERVE = """
+import socket, sys
+listener = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+print("listening", flush=True)
+while True:
+    listener.accept()[0].close()
+"""
+
+
+@dataclass
+class Tenant:
+    hands: DockerHands
+    instance: Instance
+
+    @property
+    def name(self) -> str:
+        return self.instance.identity.instance
+
+    async def run(self, *argv: str) -> tuple[int, str]:
+        return await asyncio.to_thread(self.hands.run, self.name, *argv)
+
+    async def perl(self, program: str, *arguments: object) -> str:
+        return (await self.run("perl", "-e", program, *(str(a) for a in arguments)))[1]
+
+    async def reaches(self, address: str, port: int = PORT) -> bool:
+        answer = await self.perl(CONNECT, address, port)
+        assert answer in ("reached", "not reached"), answer
+        return answer == "reached"
+
+    async def answers(self) -> None:
+        identity = self.instance.identity
+
+        async def look() -> bool:
+            return await probe(identity.health, self.instance.address, identity.port) is None
+
+        await eventually(look, what="an answer")
+
+
+async def tenant(hands: DockerHands, **changes: object) -> Tenant:
+    instance = await hands.engine.create(blueprint(hands, **changes))
+    await hands.engine.start(instance.identity.instance)
+    made = Tenant(hands, instance)
+    await made.answers()
+    return made
+
+
+@pytest.fixture(scope="module")
+async def one(docker: DockerHands) -> AsyncIterator[Tenant]:
+    """One tenant for the cases that leave it as it was."""
+    made = await tenant(docker, limits=Limits(cpu_millis=250, memory_mb=64, disk_mb=64, pids=32))
+    yield made
+    await docker.engine.remove(made.name)
+
+
+@pytest.mark.promise("R14.1", "R14.3")
+async def test_its_processes_have_no_rights(one: Tenant) -> None:
+    for process in ("1", "self"):
+        status = dict(
+            line.split(":\t", 1)
+            for line in (await one.run("cat", f"/proc/{process}/status"))[1].splitlines()
+            if ":\t" in line
+        )
+        assert status["Uid"].split() == ["100000"] * 4
+        assert status["Gid"].split() == ["100000"] * 4
+        assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
+    assert one.hands.inspect(one.name)["HostConfig"]["Privileged"] is False
+    assert (await one.run("touch", "/etc/passwd"))[0] != 0
+
+
+@pytest.mark.promise("R14.2")
+async def test_memory_beyond_the_plan_kills_and_does_not_swap(one: Tenant) -> None:
+    host = one.hands.inspect(one.name)["HostConfig"]
+    assert host["Memory"] == host["MemorySwap"] == 64 * 2**20
+    assert (await one.run("perl", "-e", "my $x = 'a' x (24 << 20); print 'fits'")) == (0, "fits")
+    code, output = await one.run("perl", "-e", "my $x = 'a' x (200 << 20); print 'fits'")
+    assert (code, output) == (137, "")
+
+
+@pytest.mark.promise("R14.2")
+async def test_processes_beyond_the_plan_are_refused(one: Tenant) -> None:
+    made = await one.perl(
+        "my $n = 0; for (1 .. 100) { my $p = fork; last unless defined $p; "
+        "if ($p == 0) { sleep 2; exit } $n++ } kill 9, 0 if 0; print $n"
+    )
+    assert 10 < int(made) < 32
+
+
+@pytest.mark.promise("R14.2")
+async def test_cpu_beyond_the_plan_is_not_given(one: Tenant) -> None:
+    before = (await one.hands.engine.usage(one.name)).cpu_seconds
+    await one.perl("my $end = time + 2; 1 while time < $end")
+    used = (await one.hands.engine.usage(one.name)).cpu_seconds - before
+    # A quarter of a core for at most two seconds, and what the start of the command took.
+    assert 0.1 < used < 0.8
+
+
+async def test_home_and_tmp_can_be_written_up_to_their_size(one: Tenant) -> None:
+    assert (await one.run("/bin/sh", "-c", "echo x > $HOME/file && echo x > /tmp/file && cat /tmp/file"))[
+        1
+    ] == "x\n"
+    assert (await one.run("dd", "if=/dev/zero", "of=/tmp/big", "bs=1M", "count=8"))[0] == 0
+    assert (await one.run("dd", "if=/dev/zero", "of=/tmp/big", "bs=1M", "count=32"))[0] != 0
+    assert (await one.run("rm", "/tmp/big"))[0] == 0
+
+
+@pytest.mark.promise("R14.4")
+async def test_another_organization_is_out_of_reach_and_the_own_is_not(
+    docker: DockerHands, one: Tenant
+) -> None:
+    sister = await tenant(docker, organization=one.instance.identity.organization)
+    stranger = await tenant(docker)
+    try:
+        assert await one.reaches(sister.instance.address, 8080)
+        assert not await one.reaches(stranger.instance.address, 8080)
+        assert not await stranger.reaches(one.instance.address, 8080)
+    finally:
+        for other in (sister, stranger):
+            await docker.engine.remove(other.name)
+
+
+async def test_neither_the_machine_nor_a_private_network_nor_metadata_is_in_reach(
+    docker: DockerHands, one: Tenant, world: None
+) -> None:
+    gateway = one.instance.address.rpartition(".")[0] + ".1"
+    outside = {METADATA, NEIGHBOUR, PARTNER}
+    machine = {gateway, "10.252.7.1"}
+
+    async def reached() -> set[str]:
+        asked = sorted(outside | machine)
+        answers = await asyncio.gather(*(one.reaches(address) for address in asked))
+        return {address for address, answer in zip(asked, answers, strict=True) if answer}
+
+    assert await reached() == set()
+    # The rules are what keeps it from them: without the machine's, its own services are open.
+    firewall = Firewall(Policy(PREFIX, POOL))
+    await asyncio.to_thread(firewall.remove)
+    assert await reached() >= machine
+    # Somebody removed the rules; the next reconcile brings them back.
+    await docker.engine.reassert()
+    assert await reached() == set()
+    # An operator may open a network, and a port of the machine; nothing else opens with it.
+    policy = Policy(
+        PREFIX, POOL, allowed_networks=(IPv4Network(f"{PARTNER}/32"),), allowed_host_ports=(PORT,)
+    )
+    opened = docker_engine(policy=policy)
+    await opened.reassert()
+    assert await reached() == {PARTNER} | machine
+    await opened.close()
+    await docker.engine.reassert()
+    assert await reached() == set()
+
+
+async def test_a_bridge_taken_away_comes_back_with_the_same_addresses(
+    docker: DockerHands, one: Tenant
+) -> None:
+    sister = await tenant(docker, organization=one.instance.identity.organization)
+    (bridge,) = await asyncio.to_thread(docker.engine._networks.bridges, docker.client)
+    ip("link", "del", bridge)
+    await docker.engine.reassert()
+    await one.answers()
+    await sister.answers()
+    assert await one.reaches(sister.instance.address, 8080)
+    await docker.engine.remove(sister.name)
+
+
+async def test_two_nodes_on_one_machine_do_not_see_each_other(docker: DockerHands, one: Tenant) -> None:
+    other = docker_engine(node="other")
+    try:
+        assert await other.instances() == ()
+        await other.dismantle()
+        await docker.engine.reassert()
+        await one.answers()
+    finally:
+        await other.close()
+
+
+async def test_the_network_of_an_organization_goes_with_its_last_instance(docker: DockerHands) -> None:
+    organization = new_id("org")
+
+    def networks() -> int:
+        return len(docker.client.networks(filters={"label": f"berth.organization={organization}"}))
+
+    made = [await docker.engine.create(blueprint(docker, organization=organization)) for _ in range(2)]
+    assert networks() == 1
+    await docker.engine.remove(made[0].identity.instance)
+    assert networks() == 1
+    await docker.engine.remove(made[1].identity.instance)
+    assert networks() == 0
