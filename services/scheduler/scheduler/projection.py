@@ -1,0 +1,217 @@
+"""Keeps the `desired` bucket at what the tables say: one key per node and workload, the truth for its agent.
+
+Invariant: a lower revision is never written over a higher one. A workload that leaves a node stays there as
+an entry without slots, until the node reports nothing of it: an absent key is an order to nobody. The bucket
+is compared with the tables at start and for ever after, so it may even be lost. Runs as loops of `app`.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from contracts.errors import Conflict, Unavailable
+from contracts.model import Model
+from contracts.workload import NodeWorkload, Slot, WorkloadSpec
+from pydantic import ValidationError
+from runtime.runtime import Runtime
+from runtime.store import PLATFORM
+
+PAGE = 200
+TRIES = 5
+
+_UNWRITTEN = """
+select told.node, told.workload, told.revision, w.in_force::text,
+    array(select process from placement p where p.workload = told.workload and p.node = told.node
+        and p.leaving is null order by process, index),
+    array(select index from placement p where p.workload = told.workload and p.node = told.node
+        and p.leaving is null order by process, index)
+from projection told join workload w on w.id = told.workload
+where told.written < told.revision and (told.node, told.workload) > (%s, %s)
+order by told.node, told.workload limit %s
+"""
+
+_WRITTEN = """
+with chosen as (
+    select p.node, p.workload, done.revision from projection p
+    join unnest(%s::text[], %s::text[], %s::bigint[]) as done(node, workload, revision)
+        on p.node = done.node and p.workload = done.workload
+    order by p.node, p.workload for no key update of p
+)
+update projection p set written = greatest(p.written, chosen.revision), written_at = %s
+from chosen where p.node = chosen.node and p.workload = chosen.workload
+"""
+
+_KNOWN = "select node, workload, revision, written from projection"
+
+_LOST = """
+with chosen as (
+    select p.node, p.workload from projection p
+    join unnest(%s::text[], %s::text[], %s::bigint[]) as lost(node, workload, written)
+        on p.node = lost.node and p.workload = lost.workload and p.written = lost.written
+    order by p.node, p.workload for no key update of p
+)
+update projection p set written = 0 from chosen
+where p.node = chosen.node and p.workload = chosen.workload
+"""
+
+_OUTBID = """
+update workload set revision = greatest(revision, %s) + 1
+where id = %s and in_force is not null returning revision
+"""
+
+_TELL_AGAIN = """
+insert into projection as known (node, workload, slots, revision)
+select name, %s, 0, %s from node where name = %s
+on conflict (node, workload) do update set revision = excluded.revision, vacant = false
+returning node
+"""
+
+_FORGETTABLE = """
+select told.node, told.workload, told.revision from projection told join workload w on w.id = told.workload
+where told.slots = 0 and told.vacant and told.written = told.revision and (
+    w.in_force ->> 'state' = 'deleted'
+    or exists (select from placement p where p.workload = w.id and p.leaving is null)
+)
+limit %s
+"""
+
+_FORGET = "delete from projection where node = %s and workload = %s and revision = %s and vacant"
+
+
+class _Revision(Model):
+    revision: int
+
+
+class Projection:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._bucket = runtime.bus.bucket("desired")
+        self._strangers: set[str] = set()
+
+    # --- from the tables to the bucket ---------------------------------------------------------------
+
+    async def project(self) -> None:
+        """Writes everything that is not written; what fails is left for the next time, and stops nothing."""
+        if not self._runtime.bus.connected:
+            return
+        after, failed = ("", ""), None
+        while True:
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                connection = await tx.connection()
+                rows = await (await connection.execute(_UNWRITTEN, (*after, PAGE), prepare=True)).fetchall()
+            if not rows:
+                break
+            outcomes = await asyncio.gather(*(self._write(row) for row in rows), return_exceptions=True)
+            done = []
+            for (node, workload, revision, *_), outcome in zip(rows, outcomes, strict=True):
+                if isinstance(outcome, BaseException):
+                    failed = outcome
+                else:
+                    done.append((node, workload, revision))
+            await self._note(_WRITTEN, done, self._runtime.clock.now())
+            after = rows[-1][:2]
+        if failed is not None:
+            raise failed
+
+    async def _write(self, row: Sequence[Any]) -> None:
+        node, workload, revision, spec, processes, indexes = row
+        value = NodeWorkload(
+            node=node,
+            revision=revision,
+            spec=WorkloadSpec.model_validate_json(spec),
+            slots=tuple(Slot(process=p, index=i) for p, i in zip(processes, indexes, strict=True)),
+        )
+        content, key = value.model_dump_json().encode(), key_of(node, workload)
+        for _ in range(TRIES):
+            entry = await self._bucket.get(key)
+            try:
+                if entry is None:
+                    await self._bucket.create(key, content)
+                elif revision_in(entry.value) < revision:
+                    await self._bucket.update(key, content, last=entry.revision)
+                return
+            except Conflict:
+                continue
+        raise Unavailable(f"others keep writing {key}")
+
+    # --- from the bucket to the tables ---------------------------------------------------------------
+
+    async def survey(self) -> None:
+        """Compares the whole bucket with the tables, and writes again whatever is not as it should be."""
+        if not self._runtime.bus.connected:
+            return
+        # The bucket first: what the tables then say is at least as new, so ahead of them means wrong.
+        there = {key: revision_in(e.value) for key, e in (await self._bucket.entries()).items()}
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            rows = await (await connection.execute(_KNOWN)).fetchall()
+        lost = []
+        for node, workload, revision, written in rows:
+            found = there.pop(key_of(node, workload), 0)
+            if found > revision:
+                await self._outbid(node, workload, found)
+            elif found < written:
+                lost.append((node, workload, written))
+        if lost:
+            self._runtime.log.warning("the bucket lacks what was written, writing it again", keys=len(lost))
+            await self._note(_LOST, lost)
+        strangers = {
+            key for key, found in there.items() if not await self._outbid(*key.partition(".")[::2], found)
+        }
+        if strangers - self._strangers:
+            self._runtime.log.warning(
+                "the bucket names what nobody knows; left alone", keys=sorted(strangers)
+            )
+        self._strangers = strangers
+        await self.project()
+
+    async def _outbid(self, node: str, workload: str, found: int) -> bool:
+        """The tables are behind the bucket, as after a restore: they are the truth, and say it louder."""
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            row = await (await connection.execute(_OUTBID, (found, workload))).fetchone()
+            if row is None:
+                return False
+            told = await (await connection.execute(_TELL_AGAIN, (workload, row[0], node))).fetchone()
+        return told is not None
+
+    # --- what has left for good ----------------------------------------------------------------------
+
+    async def forget(self) -> None:
+        """Deletes the keys that tell a node to run nothing of what it does not run. A stopped workload keeps
+        its key: its node may still hold what it needs to start again."""
+        if not self._runtime.bus.connected:
+            return
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            rows = await (await connection.execute(_FORGETTABLE, (PAGE,), prepare=True)).fetchall()
+        for node, workload, revision in rows:
+            key = key_of(node, workload)
+            entry = await self._bucket.get(key)
+            if entry is not None and revision_in(entry.value) == revision:
+                try:
+                    await self._bucket.delete(key, last=entry.revision)
+                except Conflict:
+                    continue
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                connection = await tx.connection()
+                await connection.execute(_FORGET, (node, workload, revision))
+
+    async def _note(self, statement: str, rows: Sequence[Sequence[Any]], *more: Any) -> None:
+        if not rows:
+            return
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            await connection.execute(statement, (*(list(c) for c in zip(*rows, strict=True)), *more))
+
+
+def key_of(node: str, workload: str) -> str:
+    return f"{node}.{workload}"
+
+
+def revision_in(value: bytes) -> int:
+    """0 for what is no desired state at all, so that anything replaces it."""
+    try:
+        return _Revision.model_validate_json(value).revision
+    except ValidationError:
+        return 0

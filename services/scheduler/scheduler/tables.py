@@ -1,0 +1,127 @@
+"""The scheduler's tables: nodes and what is reserved on them, workloads and where their slots are.
+
+Invariant, kept by the database itself: what is free on a node is never negative, and a slot has one place.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from runtime.tables import NAMING
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Float, ForeignKey, Index, MetaData, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+
+
+class NodeRow(Base):
+    __tablename__ = "node"
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    region: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    engine: Mapped[str] = mapped_column(Text)
+    instances: Mapped[int] = mapped_column(BigInteger)
+    # The newest report heard, so that an older one that comes late changes nothing.
+    boot: Mapped[str] = mapped_column(Text)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    reported_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    # By our own clock: a node whose clock is wrong is not silent.
+    last_seen_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    cpu_millis: Mapped[int] = mapped_column(BigInteger)
+    memory_mb: Mapped[int] = mapped_column(BigInteger)
+    disk_mb: Mapped[int] = mapped_column(BigInteger)
+    used_cpu_millis: Mapped[int] = mapped_column(BigInteger)
+    used_memory_mb: Mapped[int] = mapped_column(BigInteger)
+    used_disk_mb: Mapped[int] = mapped_column(BigInteger)
+    load: Mapped[float] = mapped_column(Float)
+    # The sum of the node's placements.
+    reserved_cpu_millis: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    reserved_memory_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    reserved_disk_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # Capacity less reservations, 0 where the machine shrank below what it had promised. A reservation is
+    # taken from here, so the check refuses it, whatever the one who takes it believes.
+    free_cpu_millis: Mapped[int] = mapped_column(BigInteger)
+    free_memory_mb: Mapped[int] = mapped_column(BigInteger)
+    free_disk_mb: Mapped[int] = mapped_column(BigInteger)
+    # How often capacity has come back here: new, online again, grown, something left.
+    returned: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
+    __table_args__ = (
+        CheckConstraint("status in ('online', 'offline')", name="status"),
+        CheckConstraint("free_cpu_millis >= 0 and reserved_cpu_millis >= 0", name="cpu"),
+        CheckConstraint("free_memory_mb >= 0 and reserved_memory_mb >= 0", name="memory"),
+        CheckConstraint("free_disk_mb >= 0 and reserved_disk_mb >= 0", name="disk"),
+        Index("node_region", "region"),
+    )
+
+
+class WorkloadRow(Base):
+    __tablename__ = "workload"
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    organization: Mapped[str] = mapped_column(Text)
+    region: Mapped[str] = mapped_column(Text)
+    generation: Mapped[int] = mapped_column(BigInteger)
+    # The newest specification heard. A deleted workload keeps its row: nothing older may revive it.
+    spec: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    # The one its nodes follow; lags behind while a change is held back for want of room.
+    in_force: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    # Counts the changes of what the nodes are told.
+    revision: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # When it is to be placed (again); null when nothing is to do.
+    due_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    # Times in a row its placing broke.
+    failures: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # node -> why it does not take what is still to be placed, and the capacity that had ever returned to the
+    # region by then: as soon as that differs, it is worth another look.
+    blocked: Mapped[dict[str, str] | None] = mapped_column(JSONB)
+    blocked_returned: Mapped[int | None] = mapped_column(BigInteger)
+    # The newest generation the others have been told the outcome of.
+    told_generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    __table_args__ = (
+        Index("workload_due_at", "due_at", postgresql_where=text("due_at is not null")),
+        Index("workload_blocked", "region", postgresql_where=text("blocked is not null")),
+    )
+
+
+class PlacementRow(Base):
+    __tablename__ = "placement"
+    workload: Mapped[str] = mapped_column(Text, ForeignKey("workload.id"), primary_key=True)
+    process: Mapped[str] = mapped_column(Text, primary_key=True)
+    index: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    node: Mapped[str] = mapped_column(Text, ForeignKey("node.name"), primary_key=True)
+    cpu_millis: Mapped[int] = mapped_column(BigInteger)
+    memory_mb: Mapped[int] = mapped_column(BigInteger)
+    disk_mb: Mapped[int] = mapped_column(BigInteger)
+    # The revision that told the slot to leave. What it reserves stays reserved until nothing of it runs.
+    leaving: Mapped[int | None] = mapped_column(BigInteger)
+    __table_args__ = (
+        Index(
+            "placement_slot",
+            "workload",
+            "process",
+            "index",
+            unique=True,
+            postgresql_where=text("leaving is null"),
+        ),
+        Index("placement_leaving", "node", postgresql_where=text("leaving is not null")),
+    )
+
+
+class ProjectionRow(Base):
+    """What a node has to be told of a workload, and what is known to stand in the bucket."""
+
+    __tablename__ = "projection"
+    node: Mapped[str] = mapped_column(Text, ForeignKey("node.name"), primary_key=True)
+    workload: Mapped[str] = mapped_column(Text, ForeignKey("workload.id"), primary_key=True)
+    slots: Mapped[int] = mapped_column(BigInteger)
+    revision: Mapped[int] = mapped_column(BigInteger)
+    written: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    written_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    # The node has been told to run nothing of it, and reports nothing of it.
+    vacant: Mapped[bool] = mapped_column(server_default=text("false"))
+    __table_args__ = (
+        Index("projection_workload", "workload"),
+        Index("projection_unwritten", "node", postgresql_where=text("written < revision")),
+        Index("projection_empty", "node", postgresql_where=text("slots = 0")),
+    )
