@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 import nats
 import pytest
 from contracts.errors import Conflict
-from runtime.bus import Bus, Change
+from runtime.bucket import Change
+from runtime.bus import Bus
 from runtime.permissions import PUBLISHES, node_name
 from runtime.run import entry_points
 from runtime.secrets import derive

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from contracts.errors import NotFound, NotYet
-from contracts.events import AlertRaised, AppCreated, BillingTick, WalletChanged
+from contracts.events import AlertRaised, AppCreated, BillingTick, RolloutFinished, WalletChanged
 from runtime.migrations import tenant_statements
 from runtime.parked import ask_for_replay, parked_rows
 from runtime.runtime import Runtime
@@ -246,3 +246,29 @@ async def test_an_organization_sees_its_own_rows_only(harness: Harness) -> None:
         assert [row.name for row in await tx.execute(text("select name from thing"))] == ["mine"]
     # A connection that said nothing sees nothing.
     assert await looking.store.read("select name from gateway.thing") == []
+
+
+async def test_a_node_cannot_speak_for_another(harness: Harness, effects: Runtime) -> None:
+    async def handler(event: RolloutFinished, tx: Tx) -> None:
+        await tx.execute(text("insert into effect values (99)"))
+
+    await harness.start("billing", lambda _: Service(name="billing", handles={RolloutFinished: handler}))
+    workload = spec()
+    event = RolloutFinished(
+        node="n2",
+        workload=workload.id,
+        organization=workload.organization,
+        generation=1,
+        deployment=None,
+        ok=True,
+        running=1,
+    )
+    await harness.client.jetstream().publish(
+        "rollout.finished.n1", event.model_dump_json().encode(), headers={"Nats-Msg-Id": "forged"}
+    )
+
+    async def parked() -> bool:
+        return [row.event_id for row in await parked_rows(effects.store)] == ["forged"]
+
+    await eventually(parked, what="the forged event")
+    assert await hours(effects) == []

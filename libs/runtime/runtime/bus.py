@@ -16,21 +16,19 @@ import nats
 import orjson
 import structlog
 from contracts import errors
-from contracts.errors import BerthError, Conflict, Poison, ProviderFailed, Unavailable
+from contracts.errors import BerthError, Poison, ProviderFailed, Unavailable
 from contracts.events import Event
 from contracts.model import Model
 from contracts.queries import Query
 from contracts.reports import Report
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError, KeyDeletedError, KeyNotFoundError, KeyWrongLastSequenceError
-from nats.js.kv import KeyValue
+from nats.js.errors import APIError
 from pydantic import ValidationError
 
+from runtime.bucket import Bucket
 from runtime.service import Answer, Hear
 from runtime.telemetry import Telemetry
 
@@ -45,7 +43,6 @@ R = TypeVar("R", bound=Report)
 TRACE_HEADER = "Berth-Trace"
 _ID = "Nats-Msg-Id"
 _LISTEN_BATCH = 500
-_HEARTBEAT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +51,6 @@ class Outgoing:
     subject: str
     payload: bytes
     headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    value: bytes
-    revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    key: str
-    value: bytes | None
-    revision: int
 
 
 class Bus:
@@ -263,24 +247,32 @@ class Bus:
         """Reports in batches of whatever has arrived; replicas share them."""
         from faststream.nats import NatsMessage
 
-        queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=50_000)
+        queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(maxsize=50_000)
 
         async def take(message: NatsMessage) -> None:
             if queue.full():
                 queue.get_nowait()
-            queue.put_nowait(message.body)
+            queue.put_nowait((message.raw_message.subject, message.body))
 
         async def drain() -> None:
             while True:
-                bodies = [await queue.get()]
-                while len(bodies) < _LISTEN_BATCH and not queue.empty():
-                    bodies.append(queue.get_nowait())
+                taken = [await queue.get()]
+                while len(taken) < _LISTEN_BATCH and not queue.empty():
+                    taken.append(queue.get_nowait())
                 reports = []
-                for body in bodies:
+                for subject, body in taken:
                     try:
-                        reports.append(report.model_validate_json(body))
+                        understood = report.model_validate_json(body)
                     except ValidationError as error:
                         log.warning("report not understood", report=report.name, errors=error.error_count())
+                        continue
+                    # The server confines a node to its own subject; what it writes inside is checked here.
+                    if understood.subject() == subject:
+                        reports.append(understood)
+                    else:
+                        log.warning("report under another's name", subject=subject, says=understood.subject())
+                if not reports:
+                    continue
                 try:
                     await hear(reports)
                 except Exception:
@@ -318,125 +310,8 @@ class Bus:
             with contextlib.suppress(NatsError, OSError):
                 await subscription.unsubscribe()
 
-    def bucket(self, name: str) -> "Bucket":
+    def bucket(self, name: str) -> Bucket:
         return Bucket(self, name)
-
-
-class Bucket:
-    """A key-value bucket. Keys are tokens joined by dots; `watch` never ends and heals by replay."""
-
-    def __init__(self, bus: Bus, name: str) -> None:
-        self._bus = bus
-        self._name = name
-        self._store: KeyValue | None = None
-
-    async def _kv(self) -> KeyValue:
-        if self._store is None:
-            self._store = await self._bus.jetstream().key_value(self._name)
-        return self._store
-
-    async def get(self, key: str) -> Entry | None:
-        async with _available():
-            try:
-                entry = await (await self._kv()).get(key)
-            except (KeyNotFoundError, KeyDeletedError):
-                return None
-            return Entry(entry.value or b"", entry.revision or 0)
-
-    async def put(self, key: str, value: bytes) -> int:
-        async with _available():
-            return int(await (await self._kv()).put(key, value))
-
-    async def create(self, key: str, value: bytes) -> int:
-        async with _available():
-            return int(await (await self._kv()).create(key, value))
-
-    async def update(self, key: str, value: bytes, last: int) -> int:
-        async with _available():
-            return int(await (await self._kv()).update(key, value, last=last))
-
-    async def delete(self, key: str) -> None:
-        async with _available():
-            await (await self._kv()).delete(key)
-
-    async def entries(self, prefix: str = "") -> dict[str, Entry]:
-        """Everything the bucket holds below `prefix` (a whole token and its dot)."""
-        found: dict[str, Entry] = {}
-        async with _available(), asyncio.timeout(30):
-            async for change in self._replay(f"{prefix}>"):
-                if change is None:
-                    break
-                if change.value is not None:
-                    found[change.key] = Entry(change.value, change.revision)
-        return found
-
-    async def keys(self, prefix: str = "") -> list[str]:
-        return sorted(await self.entries(prefix))
-
-    async def watch(self, pattern: str = ">") -> AsyncIterator[Change | None]:
-        """Every key's newest value, then None, then each change; all of it again after any disturbance."""
-        while True:
-            try:
-                async for change in self._replay(pattern):
-                    yield change
-            except (NatsError, APIError, TimeoutError, OSError, Unavailable) as error:
-                log.debug("watch begins again", bucket=self._name, error=str(error))
-                await asyncio.sleep(0.5)
-
-    async def _replay(self, pattern: str) -> AsyncIterator[Change | None]:
-        # nats-py's own watcher names no consumer and no filter in the request, so a node's credentials
-        # could not be confined to its own keys. This one can: the server checks the subject.
-        client, js = self._bus.client, self._bus.jetstream()
-        arrived: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = client.new_inbox()
-        subscription = await client.subscribe(inbox, cb=arrived.put)
-        try:
-            info = await js.add_consumer(
-                f"KV_{self._name}",
-                ConsumerConfig(
-                    name=f"{self._bus.user}-{uuid.uuid4().hex[:12]}",
-                    filter_subject=f"$KV.{self._name}.{pattern}",
-                    deliver_subject=inbox,
-                    deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
-                    ack_policy=AckPolicy.NONE,
-                    idle_heartbeat=_HEARTBEAT,
-                    inactive_threshold=60,
-                    mem_storage=True,
-                    num_replicas=1,
-                ),
-            )
-            complete = not info.num_pending
-            if complete:
-                yield None
-            expected = 1
-            while True:
-                async with asyncio.timeout(3 * _HEARTBEAT):
-                    message = await arrived.get()
-                if (message.headers or {}).get("Status"):
-                    continue
-                metadata = message.metadata
-                if metadata.sequence.consumer != expected:
-                    return
-                expected += 1
-                gone = (message.headers or {}).get("KV-Operation") in ("DEL", "PURGE")
-                key = message.subject[len(f"$KV.{self._name}.") :]
-                yield Change(key, None if gone else message.data, metadata.sequence.stream)
-                if not complete and not metadata.num_pending:
-                    complete = True
-                    yield None
-        finally:
-            with contextlib.suppress(NatsError, OSError):
-                await subscription.unsubscribe()
-
-
-@asynccontextmanager
-async def _available() -> AsyncIterator[None]:
-    try:
-        yield
-    except KeyWrongLastSequenceError as error:
-        raise Conflict("somebody else has changed this key") from error
-    except (NatsError, APIError, TimeoutError, OSError) as error:
-        raise Unavailable(f"the message bus did not answer: {error}") from error
 
 
 def _error_bytes(error: BerthError) -> bytes:

@@ -69,7 +69,17 @@ def _secret(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "migrate": _migrate, "parked": _parked, "secret": _secret}
+def _settings(arguments: list[str]) -> int:
+    from runtime.reference import reference
+
+    argparse.ArgumentParser("berth settings", description="Print every setting there is.").parse_args(
+        arguments
+    )
+    print(reference(), end="")
+    return 0
+
+
+COMMANDS = {"run": _run, "migrate": _migrate, "parked": _parked, "secret": _secret, "settings": _settings}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

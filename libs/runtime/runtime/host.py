@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger("runtime.host")
 
 LONGEST_PAUSE = 30.0
+BATCH = 500
 
 
 @dataclass(eq=False)
 class Host:
     runtime: Runtime
     service: Service
+    # Events sent, and events handled, at a time.
+    batch: int = BATCH
     ready: bool = False
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _relay: "Relay | None" = None
@@ -58,12 +61,17 @@ class Host:
             await declare(runtime.bus.jetstream())
 
         await _until_available(declare_streams, f"{service.name}: streams cannot be declared")
-        self._relay = Relay(service.name, store, runtime.bus, runtime.telemetry)
+        self._relay = Relay(service.name, store, runtime.bus, runtime.telemetry, self.batch)
         relay = Loop("relay", self._relay.send, every=1.0)
         store.on_publish(relay.nudge)
         self._supervise(relay)
         delivery = Delivery(
-            service, store, runtime.bus, runtime.telemetry, max_tries=runtime.settings.max_tries
+            service,
+            store,
+            runtime.bus,
+            runtime.telemetry,
+            max_tries=runtime.settings.max_tries,
+            batch=self.batch,
         )
         if service.handles:
             self._supervise(Loop("deliver", delivery.pull, every=None))

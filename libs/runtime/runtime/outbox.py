@@ -17,8 +17,6 @@ from runtime.telemetry import Telemetry
 
 log = structlog.get_logger("runtime.outbox")
 
-BATCH = 500
-
 _TAKE = (
     "delete from outbox where id in "
     "(select id from outbox order by id limit %s for update skip locked) "
@@ -32,7 +30,7 @@ class Relay:
     store: Store
     bus: Bus
     telemetry: Telemetry
-    batch: int = BATCH
+    batch: int
 
     async def send(self) -> bool:
         """True when there may be more."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import structlog
 from alembic.config import Config
-from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from psycopg import sql
@@ -25,7 +24,7 @@ LOCK_TIMEOUT = "2s"
 LOCK_TRIES = 10
 
 
-def tenant(op: Operations, table: str) -> None:
+def tenant(op: Any, table: str) -> None:
     """Row-level security for a table with an `organization` column: an organization sees its own rows,
     the platform all, and a connection that said nothing none."""
     for statement in tenant_statements(table):
