@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import docker
+from docker.models.containers import Container
 from embedded.traefik import Traefik
 from runtime.permissions import SERVICES
 
@@ -90,12 +91,12 @@ class Platform:
             process.wait()
 
     async def revive(self, name: str) -> None:
-        server = {"postgres": self.running.postgres, "nats": self.running.nats}.get(name)
-        if server is None:
+        if name not in ("postgres", "nats"):
             self.start(*name.split("+"))
-        else:
-            await asyncio.to_thread(server.start)
-            await asyncio.to_thread(server.wait_ready)
+            return
+        server = self.running.postgres if name == "postgres" else self.running.nats
+        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(server.wait_ready)
 
     def stop(self, name: str) -> None:
         process = self.processes.pop(name)
@@ -111,10 +112,10 @@ class Platform:
         for name in list(self.processes):
             self.stop(name)
 
-    def containers(self) -> list[docker.models.containers.Container]:
+    def containers(self) -> list[Container]:
         client = docker.from_env()
         try:
-            found: list[docker.models.containers.Container] = client.containers.list(
+            found: list[Container] = client.containers.list(
                 all=True, filters={"label": f"berth.node={self.node}"}
             )
             return found

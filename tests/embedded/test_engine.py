@@ -74,7 +74,7 @@ COMMIT
 
 
 def test_only_the_engines_own_rules_are_removed() -> None:
-    assert leftovers.removals(SAVED, ["br-0123", "docker0"]) == [
+    assert leftovers.removals(SAVED, leftovers.ENGINE_CHAINS, ["br-0123", "docker0"]) == [
         ["--table", "filter", "--delete", "FORWARD", "-j", "DOCKER-USER"],
         ["--table", "filter", "--delete", "FORWARD", "-i", "br-0123", "!", "-o", "br-0123", "-j", "ACCEPT"],
         ["--table", "filter", "--delete", "OPERATOR", "-o", "docker0", "-j", "DROP"],
@@ -85,5 +85,9 @@ def test_only_the_engines_own_rules_are_removed() -> None:
         ["--table", "filter", "--delete-chain", "DOCKER"],
         ["--table", "filter", "--delete-chain", "DOCKER-USER"],
         ["--table", "nat", "--delete-chain", "DOCKER"],
+    ]
+    assert leftovers.removals(SAVED, ("OPERATOR",)) == [
+        ["--table", "filter", "--flush", "OPERATOR"],
+        ["--table", "filter", "--delete-chain", "OPERATOR"],
     ]
     assert leftovers.forward_policy(SAVED) == "DROP"

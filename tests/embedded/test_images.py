@@ -92,7 +92,7 @@ def test_an_app_ships_without_a_compiler_and_not_as_root(client: docker.DockerCl
     images = Images(Engine(Path("/nowhere")).host, tmp_path)
     images.ensure()
     images.close()
-    (python,) = STACKS
+    python = next(stack for stack in STACKS if stack.name == "python")
     run, build = python.tags()["run"], python.tags()["build"]
     script = "import os, shutil, ssl; print(os.getuid(), *map(shutil.which, ['gcc', 'cc', 'make', 'g++']))"
     look = ["python", "-c", script]

@@ -37,7 +37,7 @@ class _Container:
     exit_code: int | None = None
     restarts: int = 0
     server: asyncio.Server | None = None
-    connections: set[asyncio.StreamWriter] = field(default_factory=set)
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
     restart: asyncio.Task[None] | None = None
     log: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
 
@@ -196,6 +196,7 @@ class FakeEngine:
             if container.restart is not None:
                 container.restart.cancel()
             await self._close(container)
+            await asyncio.gather(*container.connections)
 
     # --- the life of a container -----------------------------------------------------------------------
 
@@ -232,7 +233,7 @@ class FakeEngine:
         if container.server is not None:
             container.server.close()
             container.server = None
-        for writer in tuple(container.connections):
+        for writer in tuple(container.connections.values()):
             writer.close()
 
     def _tell(self, kind: str, container: _Container) -> None:
@@ -254,7 +255,9 @@ class FakeEngine:
             len(body),
             body,
         )
-        container.connections.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        container.connections[task] = writer
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             try:
                 while await reader.readuntil(b"\r\n\r\n"):
@@ -263,5 +266,5 @@ class FakeEngine:
                     writer.write(answer)
                     await writer.drain()
             finally:
-                container.connections.discard(writer)
+                del container.connections[task]
                 writer.close()
