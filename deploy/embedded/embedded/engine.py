@@ -118,7 +118,7 @@ class Engine:
         self._kill_rest()
         leftovers.unmount_below(self.exec_root, self._data)
         if not shared:
-            leftovers.remove_firewall(bridges)
+            leftovers.remove_firewall(leftovers.ENGINE_CHAINS, bridges)
             leftovers.Before.load(self.exec_root / "before.json").restore()
         leftovers.remove_bridges([link for link in bridges if not (shared and link == "docker0")])
         self._socket.unlink(missing_ok=True)

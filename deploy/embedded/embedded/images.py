@@ -40,18 +40,19 @@ Apt::AutoRemove::SuggestsImportant "false";
 
 @dataclass(frozen=True)
 class Stack:
-    """`berth/<name>:<version>` runs an app, `berth/<name>:<version>-build` builds it."""
+    """A folder of `deploy/images`: `berth/<name>:<version>`, and `…-build` for what only a build needs."""
 
     name: str
     version: str
+    stages: tuple[str, ...] = ("run", "build")
 
     def tags(self) -> dict[str, str]:
         """Stage of the Dockerfile -> tag."""
         tag = f"berth/{self.name}:{self.version}"
-        return {"run": tag, "build": f"{tag}-build"}
+        return {stage: tag if stage == "run" else f"{tag}-{stage}" for stage in self.stages}
 
 
-STACKS = (Stack("python", "3.11"),)
+STACKS = (Stack("git", "bookworm", stages=("run",)), Stack("python", "3.11"))
 
 
 def fingerprint(files: Mapping[str, bytes], base_id: str) -> str:

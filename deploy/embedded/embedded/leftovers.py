@@ -1,6 +1,6 @@
-"""What a stopped container engine leaves in the kernel: mounts, bridges, firewall chains, two switches.
+"""What a stopped engine or node agent leaves in the kernel: mounts, bridges, firewall chains, two switches.
 
-Only for an engine that this installation started, and only after it has gone; `embedded.engine` calls it.
+Called once their maker has gone; chains are known by how their names begin, everything else by its own name.
 """
 
 import json
@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-_CHAINS = "DOCKER"
+ENGINE_CHAINS = ("DOCKER",)
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -53,10 +53,10 @@ def forward_policy(saved: str) -> str:
     return "ACCEPT"
 
 
-def removals(saved: str, bridges: Iterable[str]) -> list[list[str]]:
-    """PURE. What to tell iptables so that no chain and no rule of the engine is left.
+def removals(saved: str, chains: tuple[str, ...], bridges: Iterable[str] = ()) -> list[list[str]]:
+    """PURE. What to tell iptables so that no chain whose name begins so is left, and no rule that needs one.
 
-    A rule is the engine's when it stands in or jumps to one of its chains or names one of its bridges.
+    A rule goes when it stands in or jumps to such a chain, or names one of the bridges.
     """
     links = frozenset(bridges)
     table = ""
@@ -66,23 +66,23 @@ def removals(saved: str, bridges: Iterable[str]) -> list[list[str]]:
     for line in saved.splitlines():
         if line.startswith("*"):
             table = line[1:].strip()
-        elif line.startswith(f":{_CHAINS}"):
+        elif line.startswith(":") and line[1:].startswith(chains):
             chain = line[1:].split()[0]
             emptied.append(["--table", table, "--flush", chain])
             removed.append(["--table", table, "--delete-chain", chain])
-        elif line.startswith("-A ") and not line.startswith(f"-A {_CHAINS}"):
+        elif line.startswith("-A ") and not line.removeprefix("-A ").startswith(chains):
             words = shlex.split(line)
             pairs = set(pairwise(words))
-            jumps = any(flag in ("-j", "-g") and target.startswith(_CHAINS) for flag, target in pairs)
+            jumps = any(flag in ("-j", "-g") and target.startswith(chains) for flag, target in pairs)
             if jumps or any(flag in ("-i", "-o") and link in links for flag, link in pairs):
                 rules.append(["--table", table, "--delete", *words[1:]])
     return [*rules, *emptied, *removed]
 
 
-def remove_firewall(bridges: Iterable[str]) -> None:
+def remove_firewall(chains: tuple[str, ...], bridges: Iterable[str] = ()) -> None:
     links = list(bridges)
     for program in ("iptables", "ip6tables"):
-        for words in removals(_saved_rules(program), links):
+        for words in removals(_saved_rules(program), chains, links):
             _run(program, "--wait", *words)
 
 

@@ -1,0 +1,83 @@
+"""The example that the first start deploys, through the same API every customer uses."""
+
+import io
+import tarfile
+import time
+from http import HTTPStatus
+from pathlib import Path
+
+from contracts.api import (
+    AppList,
+    AppView,
+    CreditView,
+    DeploymentView,
+    Me,
+    PlanList,
+    SourceView,
+)
+from contracts.errors import Unavailable
+
+from embedded.web import Api, get
+
+NAME = "hello"
+SOURCE = Path(__file__).resolve().parents[3] / "examples" / "hello-python"
+CREDIT = {"amount": "25.00", "note": "to try things out"}
+_ENDED = ("failed", "superseded", "running")
+
+
+def find(api: Api) -> AppView | None:
+    apps = api.get("/api/paas/apps", AppList).apps
+    return next((app for app in apps if app.name == NAME), None)
+
+
+def deploy(api: Api) -> AppView:
+    """Goes on where a start that was cut off had stopped."""
+    app = find(api) or _create(api)
+    if app.status != "running":
+        api.upload(f"/api/paas/apps/{app.id}/source", SourceView, pack(SOURCE))
+        _wait(api, api.post(f"/api/paas/apps/{app.id}/deploy", DeploymentView, {}))
+    return api.get(f"/api/paas/apps/{app.id}", AppView)
+
+
+def wait_for(url: str, port: int, seconds: float = 30) -> None:
+    """Asks the ingress itself: not every machine resolves names below localhost."""
+    host = url.partition("://")[2].partition("/")[0]
+    deadline = time.monotonic() + seconds
+    last: int | OSError = 0
+    while time.monotonic() < deadline:
+        try:
+            last, _ = get(f"http://127.0.0.1:{port}/", host)
+            if last == HTTPStatus.OK:
+                return
+        except OSError as error:
+            last = error
+        time.sleep(0.1)
+    raise Unavailable(f"{url} does not answer ({last}): see `berth logs`")
+
+
+def pack(folder: Path) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for path in sorted(folder.rglob("*")):
+            if "__pycache__" not in path.parts:
+                archive.add(path, str(path.relative_to(folder)), recursive=False)
+    return packed.getvalue()
+
+
+def _create(api: Api) -> AppView:
+    (organization, *_) = api.get("/api/auth/me", Me).organizations
+    api.post(f"/api/admin/organizations/{organization.id}/credits", CreditView, CREDIT)
+    plans = api.get("/api/paas/plans", PlanList).plans
+    cheapest = min(plans, key=lambda plan: plan.hourly.micros)
+    return api.post("/api/paas/apps", AppView, {"name": NAME, "plan": cheapest.name})
+
+
+def _wait(api: Api, view: DeploymentView, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while view.status not in _ENDED:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the example is still {view.status}: {view.reason or 'see `berth logs`'}")
+        time.sleep(0.1)
+        view = api.get(f"/api/paas/deployments/{view.id}", DeploymentView)
+    if view.status != "running":
+        raise Unavailable(f"the example was not deployed: {view.reason}")
