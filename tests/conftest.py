@@ -1,12 +1,20 @@
-"""What every test may ask for: the real servers, and a harness with a database of its own."""
+"""What every test may ask for: the real servers, the machine's engine with its images, a harness."""
 
+import shutil
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from embedded.engine import Engine
+from embedded.images import Images
 from runtime.telemetry import configure_logging
 
 from tests.harness import Harness, Servers, open_harness, servers
+
+ROOT = Path(__file__).parent.parent
+# The areas whose tests run containers.
+WITH_ENGINE = {"bench", "builder", "compose", "embedded", "journeys", "node_agent", "ports"}
 
 configure_logging("warning")
 
@@ -18,11 +26,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.user_properties.append(("promise", promise))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The engine of this machine, or one of our own for the run, with every image there is."""
+    areas = {item.path.relative_to(ROOT / "tests").parts[0] for item in request.session.items}
+    if not areas & WITH_ENGINE:
+        yield
+        return
+
+    def say(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+
+    own = Engine(ROOT / ".cache" / "engine", say=say)
+    images = Images(own.ensure(), ROOT / ".cache" / "images", say=say)
+    try:
+        images.ensure()
+        yield
+    finally:
+        images.close()
+        own.stop()
+
+
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Postgres and NATS, for the whole run."""
-    with servers(tmp_path_factory.mktemp("servers")) as found:
+    folder = tmp_path_factory.mktemp("servers")
+    with servers(folder) as found:
         yield found
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

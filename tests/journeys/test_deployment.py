@@ -1,0 +1,233 @@
+"""One app through the whole platform on the real engine, as a customer and a visitor see it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import docker
+import httpx
+import pytest
+
+from tests.customer import Customer, Refused, archive, folder, hello
+from tests.harness import eventually
+from tests.platform import ADMIN, Platform, platform
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
+    """Everything in one process, as the embedded platform runs it; an hour of billing lasts 4 seconds."""
+    async with platform(tmp_path_factory.mktemp("journey"), "journey", BILLING_PERIOD_SECONDS="4") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+async def administrator(here: Platform) -> AsyncIterator[Customer]:
+    async with here.customer() as customer:
+        await customer.log_in(*ADMIN)
+        yield customer
+
+
+@pytest.fixture
+async def customer(
+    here: Platform, administrator: Customer, request: pytest.FixtureRequest
+) -> AsyncIterator[Customer]:
+    """Somebody new, with 25.00 in the wallet."""
+    async with here.customer() as found:
+        await found.register(f"{abs(hash(request.node.name))}@example.org")
+        await administrator.call(
+            "POST", f"/api/admin/organizations/{found.organization}/credits", json={"amount": "25.00"}
+        )
+        await eventually(lambda: balance_is(found, 25_000_000), what="the credit")
+        yield found
+
+
+async def balance(customer: Customer) -> int:
+    wallet = await customer.call("GET", "/api/paas/wallet")
+    return int(wallet["balance"]["micros"])
+
+
+async def balance_is(customer: Customer, micros: int) -> bool:
+    return await balance(customer) == micros
+
+
+@pytest.mark.promise(
+    "R7.1",
+    "R7.2",
+    "R7.4",
+    "R7.5",
+    "R8.1",
+    "R8.2",
+    "R12.1",
+    "R12.4",
+    "R13.1",
+    "R13.2",
+    "R14.1",
+    "R14.2",
+    "R14.3",
+    "R15.1",
+    "R15.2",
+    "R15.3",
+    "U9",
+    "U10",
+    "D1",
+)
+async def test_an_app_lives_from_its_source_to_its_end(here: Platform, customer: Customer) -> None:
+    app = await customer.create("garden")
+    assert (await customer.call("GET", f"/api/paas/apps/{app}"))["status"] == "created"
+    deployment = await customer.deploy(app, folder(ROOT / "examples" / "hello-python"))
+
+    # The log comes while the build runs, line after line, and says how it ended.
+    sequences, seen_end = [], None
+    async for kind, data in customer.log(deployment):
+        if kind == "end":
+            seen_end = data
+        elif "sequence" in data:
+            sequences.append(data["sequence"])
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert len(sequences) > 3
+    assert seen_end is not None
+
+    ended = await customer.ended(deployment)
+    assert ended["status"] == "running", ended
+    assert ended["recipe"] == "python"
+    view = await customer.status(app, "running")
+    hostname = httpx.URL(view["url"]).host
+    assert hostname == "garden.localhost"
+    response = await customer.visit(hostname)
+    assert response.status_code == 200, response.text
+
+    # What runs is what the plan allows, and not more.
+    [container] = here.containers()
+    plans = {plan["name"]: plan for plan in (await customer.call("GET", "/api/paas/plans"))["plans"]}
+    limits = plans["small"]["limits"]
+    host = container.attrs["HostConfig"]
+    assert host["Memory"] == host["MemorySwap"] == limits["memory_mb"] * 1024 * 1024
+    assert host["NanoCpus"] == limits["cpu_millis"] * 1_000_000
+    assert host["PidsLimit"] == limits["pids"]
+    assert not host["Privileged"]
+    assert host["CapDrop"] == ["ALL"]
+    assert int(container.attrs["Config"]["User"].partition(":")[0]) >= 100_000
+    top = container.top(ps_args="-eo uid,pid")["Processes"]
+    assert all(int(uid) >= 100_000 for uid, _ in top)
+
+    # It is paid for while it runs, and no longer.
+    before = await balance(customer)
+    await eventually(lambda: less_than(customer, before), seconds=20, what="a charge")
+    await customer.call("POST", f"/api/paas/apps/{app}/stop")
+    await customer.status(app, "stopped")
+    await customer.silent(hostname)
+    assert [c for c in here.containers() if c.status == "running"] == []
+    last = await settled_balance(customer)
+    usage = await customer.call("GET", "/api/paas/usage")
+    assert usage["total"]["micros"] == 25_000_000 - last
+
+    # It comes back from the same image, without a build.
+    await customer.call("POST", f"/api/paas/apps/{app}/start")
+    await customer.status(app, "running")
+    await customer.answers(hostname, "ello")
+
+    await customer.call("DELETE", f"/api/paas/apps/{app}")
+    await eventually(lambda: none_left(here), what="the end of its container")
+    await customer.silent(hostname)
+    with pytest.raises(Refused) as refused:
+        await customer.call("GET", f"/api/paas/apps/{app}")
+    assert refused.value.status == 404
+
+
+async def less_than(customer: Customer, micros: int) -> bool:
+    return await balance(customer) < micros
+
+
+async def none_left(here: Platform) -> bool:
+    return not here.containers()
+
+
+async def settled_balance(customer: Customer) -> int:
+    """After the last charge for what ran before the stop."""
+
+    async def nothing_open() -> bool:
+        wallet = await customer.call("GET", "/api/paas/wallet")
+        return bool(wallet["accrued"]["micros"] == 0)
+
+    await eventually(nothing_open, seconds=20, what="the last charge")
+    return await balance(customer)
+
+
+@pytest.mark.promise("R7.4", "P11")
+async def test_a_new_version_takes_over_and_a_broken_one_does_not(here: Platform, customer: Customer) -> None:
+    app, view = await customer.live("meadow", hello("first"))
+    hostname = httpx.URL(view["url"]).host
+    await customer.answers(hostname, "first")
+    second = await customer.ended(await customer.deploy(app, hello("second")))
+    assert second["status"] == "running"
+    await customer.answers(hostname, "second")
+
+    broken = archive(
+        {
+            "Dockerfile": 'FROM berth/python:3.11\nCMD ["python3", "-c", "print(\'I give up\'); raise SystemExit(3)"]\n'
+        }
+    )
+    third = await customer.ended(await customer.deploy(app, broken))
+    assert third["status"] == "failed"
+    assert third["reason"]
+    await customer.answers(hostname, "second")
+    assert (await customer.call("GET", f"/api/paas/apps/{app}"))["status"] == "running"
+    assert len([c for c in here.containers() if c.labels["berth.workload"] == app]) == 1
+
+
+@pytest.mark.promise("R8.3")
+async def test_a_failed_build_says_where_and_why(customer: Customer) -> None:
+    app = await customer.create("ruin")
+    source = archive({"Dockerfile": "FROM berth/python:3.11\nRUN echo before; exit 7\n"})
+    ended = await customer.ended(await customer.deploy(app, source))
+    assert ended["status"] == "failed"
+    assert ended["exit_code"] == 7
+    assert ended["failed_step"]
+    page = await customer.call("GET", f"/api/paas/deployments/{ended['id']}/log")
+    assert any("before" in line["text"] for line in page["lines"])
+
+
+@pytest.mark.promise("R14.4")
+async def test_two_organizations_share_no_network(
+    here: Platform, administrator: Customer, customer: Customer
+) -> None:
+    app, _ = await customer.live("east", hello("east"))
+    async with here.customer() as other:
+        await other.register("neighbour@example.org", "Neighbour")
+        await administrator.call(
+            "POST", f"/api/admin/organizations/{other.organization}/credits", json={"amount": "1"}
+        )
+        neighbour, _ = await other.live("west", hello("west"))
+        with pytest.raises(Refused) as refused:
+            await other.call("GET", f"/api/paas/apps/{app}")
+        assert refused.value.status == 404
+    by_app = {c.labels["berth.workload"]: c for c in here.containers()}
+    one, two = by_app[app], by_app[neighbour]
+    networks = [set(c.attrs["NetworkSettings"]["Networks"]) for c in (one, two)]
+    assert networks[0].isdisjoint(networks[1])
+    [address] = [n["IPAddress"] for n in two.attrs["NetworkSettings"]["Networks"].values()]
+    client = docker.from_env()
+    try:
+        probe = (
+            "import socket,sys\n"
+            f"try: socket.create_connection(({address!r}, 8080), 2)\n"
+            "except OSError: sys.exit(42)\n"
+        )
+        assert client.containers.get(one.id).exec_run(["python3", "-c", probe]).exit_code == 42
+    finally:
+        client.close()
+
+
+async def test_bad_input_is_told_what_to_do_and_leaves_nothing(customer: Customer) -> None:
+    app = await customer.create("orderly")
+    for source, word in ((archive({"../escape": "x"}), ".."), (b"not an archive", "tar")):
+        with pytest.raises(Refused) as refused:
+            await customer.upload(app, source)
+        assert refused.value.status == 422
+        assert set(refused.value.error) == {"code", "message", "details"}
+        assert word in refused.value.error["message"]
+    with pytest.raises(Refused) as empty:
+        await customer.deploy(app)
+    assert 400 <= empty.value.status < 500
+    assert (await customer.call("GET", f"/api/paas/apps/{app}/deployments"))["deployments"] == []
