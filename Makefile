@@ -36,7 +36,9 @@ migrate: ready ## Bring the schemas of the running database up to date
 	@$(BERTH) with-settings migrate
 
 gen: ready ## Write again what is generated: .env.example, the golden events, the flow table
-	@$(BERTH) gen
+	@$(BERTH) settings > .env.example
+	@.venv/bin/python -m tests.contracts.generate
+	@.venv/bin/python -m tests.flow
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import docker
@@ -75,9 +76,7 @@ class Platform:
     async def ready(self, seconds: float = 60) -> None:
         for name, port in self.ops.items():
             if name in self.processes:
-                await eventually(
-                    lambda port=port: _ready(port), seconds=seconds, every=0.1, what=f"{name} ready"
-                )
+                await eventually(partial(_ready, port), seconds=seconds, every=0.1, what=f"{name} ready")
 
     def kill(self, name: str) -> None:
         """SIGKILL, whatever it was doing."""
