@@ -1,10 +1,8 @@
 import os
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from embedded.engine import Engine
 
 # Only root can start an engine; what everybody else is told instead is in test_engine.py.
 collect_ignore = [] if os.geteuid() == 0 else ["test_engine_at_work.py"]
@@ -25,11 +23,3 @@ def free_port() -> Callable[[], int]:
                 return port
 
     return choose
-
-
-@pytest.fixture(scope="session")
-def engine_host() -> Iterator[str]:
-    """The engine of this machine, or one for the run of the tests."""
-    engine = Engine(Path(__file__).parents[2] / ".cache" / "engine")
-    yield engine.ensure()
-    engine.stop()

@@ -6,14 +6,16 @@ import docker
 import pytest
 from contracts.errors import Unavailable
 from docker.errors import ImageNotFound
+from embedded.engine import Engine
 from embedded.images import BASE, STACKS, Images, Stack, fingerprint
 
+HOST = Engine(Path("unused")).host
 DOCKERFILE = f"FROM {BASE} AS run\nENV GREETING=hello\n\nFROM run AS build\nENV TOOLS=yes\n"
 
 
 @pytest.fixture(scope="module")
-def client(engine_host: str) -> Iterator[docker.DockerClient]:
-    client = docker.DockerClient(base_url=engine_host, timeout=60)
+def client() -> Iterator[docker.DockerClient]:
+    client = docker.DockerClient(base_url=HOST, timeout=60)
     yield client
     client.close()
 
@@ -35,10 +37,10 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def images(engine_host: str, tmp_path: Path, stack: Stack, said: list[str]) -> Iterator[Images]:
+def images(tmp_path: Path, stack: Stack, said: list[str]) -> Iterator[Images]:
     (tmp_path / stack.name).mkdir()
     (tmp_path / stack.name / "Dockerfile").write_text(DOCKERFILE)
-    images = Images(engine_host, tmp_path / "state", said.append, recipes=tmp_path)
+    images = Images(HOST, tmp_path / "state", said.append, recipes=tmp_path)
     yield images
     images.close()
 
@@ -87,10 +89,8 @@ def test_a_broken_recipe_is_reported_with_its_step(images: Images, stack: Stack,
         images.ensure_stack(Stack("absent", "1"), images.ensure_base())
 
 
-def test_an_app_ships_without_a_compiler_and_not_as_root(
-    engine_host: str, client: docker.DockerClient, tmp_path: Path
-) -> None:
-    images = Images(engine_host, tmp_path)
+def test_an_app_ships_without_a_compiler_and_not_as_root(client: docker.DockerClient, tmp_path: Path) -> None:
+    images = Images(HOST, tmp_path)
     images.ensure()
     images.close()
     python = next(stack for stack in STACKS if stack.name == "python")

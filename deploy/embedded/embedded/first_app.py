@@ -12,6 +12,7 @@ from contracts.api import (
     CreditView,
     DeploymentView,
     Me,
+    OrganizationView,
     PlanList,
     SourceView,
 )
@@ -20,6 +21,7 @@ from contracts.errors import Unavailable
 from embedded.web import Api, get
 
 NAME = "hello"
+ORGANIZATION = "Sample"
 SOURCE = Path(__file__).resolve().parents[3] / "examples" / "hello-python"
 CREDIT = {"amount": "25.00", "note": "to try things out"}
 _ENDED = ("failed", "superseded", "running")
@@ -65,7 +67,8 @@ def pack(folder: Path) -> bytes:
 
 
 def _create(api: Api) -> AppView:
-    (organization, *_) = api.get("/api/auth/me", Me).organizations
+    own = api.get("/api/auth/me", Me).organizations
+    organization = own[0] if own else api.post("/api/organizations", OrganizationView, {"name": ORGANIZATION})
     api.post(f"/api/admin/organizations/{organization.id}/credits", CreditView, CREDIT)
     plans = api.get("/api/paas/plans", PlanList).plans
     cheapest = min(plans, key=lambda plan: plan.hourly.micros)

@@ -242,6 +242,7 @@ class Installation:
             "BERTH_NODE": self.runtime.node,
             "GATEWAY_ADMIN_EMAIL": self.administrator.email,
             "GATEWAY_ADMIN_PASSWORD": self.administrator.password,
+            "DOMAINS_PUBLIC_PORT": str(self.ports.http),
             "BUILDER_ENGINE": self.engine.host,
             "NODE_AGENT_ENGINE": self.engine.host,
             "NODE_AGENT_ROUTES": str(self.traefik.routes),

@@ -47,7 +47,8 @@ class Traefik:
         }
 
     def start(self) -> None:
-        self.routes.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.routes.mkdir(exist_ok=True)
         # JSON is YAML; Traefik reads only files that are called YAML or TOML.
         config = self.folder / "traefik.yaml"
         if write_if_new(config, json.dumps(self._config, indent=2) + "\n"):
