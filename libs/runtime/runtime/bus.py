@@ -9,7 +9,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import nats
@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from runtime.bucket import Bucket
 from runtime.service import Answer, Hear
-from runtime.telemetry import Telemetry
+from runtime.telemetry import NO_TRACE, Telemetry
 
 if TYPE_CHECKING:
     from faststream.nats import NatsBroker
@@ -50,7 +50,8 @@ class Outgoing:
     id: str
     subject: str
     payload: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+    # The trace it belongs to: `Telemetry.carrier()`.
+    carrier: str
 
 
 class Bus:
@@ -157,7 +158,7 @@ class Bus:
 
     async def publish(self, event: Event) -> None:
         """Straight to JetStream, for a service without a database; returns when the server has it on disk."""
-        carrier = orjson.loads(self._telemetry.carrier())
+        carrier = self._telemetry.carrier()
         await self.publish_all(
             [Outgoing(event.id, event.subject(), event.model_dump_json().encode(), carrier)]
         )
@@ -173,8 +174,8 @@ class Bus:
 
     def _headers(self, message: Outgoing) -> dict[str, str]:
         headers = {_ID: message.id}
-        if message.headers:
-            headers[TRACE_HEADER] = orjson.dumps(message.headers).decode()
+        if message.carrier != NO_TRACE:
+            headers[TRACE_HEADER] = message.carrier
         return headers
 
     async def _publish_one(self, message: Outgoing) -> None:

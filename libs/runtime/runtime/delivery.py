@@ -7,6 +7,7 @@ with backoff; after `max_tries` it is parked with an alert, and its neighbours h
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -167,8 +168,8 @@ class Delivery:
                     fresh.append(one)
             for group in _runs(fresh):
                 await self._call(group, tx)
-        for one in delivered:
-            self._count(one.event, "handled")
+        for name, count in Counter(one.event.name for one in delivered).items():
+            self._count(name, "handled", count)
 
     async def _call(self, group: list[Delivered], tx: Tx) -> None:
         """One kind of event in a row: together where the handler takes many, else one after the other."""
@@ -190,14 +191,14 @@ class Delivery:
         verdict = disposition(error)
         if verdict.outcome == "drop":
             log.info("dropped", service=self._service.name, event_id=one.event.id, why=str(error))
-            self._count(one.event, "dropped")
+            self._count(one.event.name, "dropped")
             await one.message.ack()
             return
         if verdict.outcome == "park" or one.tries >= self._max_tries:
             await self._park(one.message, error)
             return
         pause = backoff(one.tries, error.after if isinstance(error, NotYet) else 0.0)
-        self._count(one.event, "retried")
+        self._count(one.event.name, "retried")
         known = verdict.code != "internal_error"
         log.warning(
             "will be tried again",
@@ -211,8 +212,8 @@ class Delivery:
         )
         await one.message.nak(delay=pause)
 
-    def _count(self, event: Event, outcome: str) -> None:
-        self._telemetry.handled.labels(self._service.name, event.name, outcome).inc()
+    def _count(self, kind: str, outcome: str, count: int = 1) -> None:
+        self._telemetry.handled.labels(self._service.name, kind, outcome).inc(count)
 
     # --- parking ---------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ log = structlog.get_logger("runtime.outbox")
 _TAKE = (
     "delete from outbox where id in "
     "(select id from outbox order by id limit %s for update skip locked) "
-    "returning id, event_id, subject, payload, headers"
+    "returning id, event_id, subject, payload, headers::text"
 )
 
 
@@ -38,13 +38,14 @@ class Relay:
             return False
         async with self.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
-            rows = await (await connection.execute(_TAKE, (self.batch,), prepare=True)).fetchall()
+            cursor = await connection.execute(_TAKE, (self.batch,), prepare=True, binary=True)
+            rows = await cursor.fetchall()
             if not rows:
                 return False
             rows.sort()
             messages = [
-                Outgoing(event_id, subject, payload, headers)
-                for _, event_id, subject, payload, headers in rows
+                Outgoing(event_id, subject, payload, carrier)
+                for _, event_id, subject, payload, carrier in rows
             ]
             await self.bus.publish_all(messages)
         self.telemetry.relayed.labels(self.service).inc(len(rows))

@@ -18,6 +18,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRat
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+NO_TRACE = "{}"
+
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -74,6 +76,8 @@ class Telemetry:
 
     def carrier(self) -> str:
         """The current trace context as JSON, for a header or an outbox row."""
+        if not trace.get_current_span().get_span_context().is_valid:
+            return NO_TRACE
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier)
         return orjson.dumps(carrier).decode()
