@@ -143,10 +143,14 @@ class OfferedPlanList(Model):
     plans: tuple[OfferedPlan, ...]
 
 
+class ChooseLimits(Limits):
+    model_config = Strict.model_config
+
+
 class CreatePlan(Strict):
     name: Name
     title: Title
-    limits: Limits
+    limits: ChooseLimits
     max_replicas: Annotated[int, Field(ge=1, le=100)]
     hourly: Amount
     monthly: Amount
@@ -159,7 +163,7 @@ class ChangePlan(Strict):
     for apps to come."""
 
     title: Title | None = None
-    limits: Limits | None = None
+    limits: ChooseLimits | None = None
     max_replicas: Annotated[int, Field(ge=1, le=100)] | None = None
     hourly: Amount | None = None
     monthly: Amount | None = None

@@ -1,0 +1,65 @@
+"""The gateway: REST and SSE; it owns identity and every customer's intent."""
+
+import functools
+
+from contracts import events, queries
+from runtime.runtime import Runtime
+from runtime.service import Loop, Service
+
+from gateway import accounts, alerts, git, http, rollouts, snapshots, sources, sweeps, wallets
+from gateway.desk import Desk, Resolve
+from gateway.passwords import Passwords
+from gateway.seed import seed
+from gateway.settings import GatewaySettings
+from gateway.tokens import Tokens
+
+
+def create(
+    runtime: Runtime, settings: GatewaySettings | None = None, resolve: Resolve = git.resolve
+) -> Service:
+    settings = settings or GatewaySettings()
+    desk = Desk(
+        settings=settings,
+        clock=runtime.clock,
+        store=runtime.store,
+        bus=runtime.bus,
+        tokens=Tokens(runtime.secret("token"), settings.token_hours, runtime.store, runtime.clock),
+        passwords=Passwords(),
+        resolve=resolve,
+    )
+
+    async def begin() -> None:
+        await seed(desk)
+        await accounts.first_administrator(desk)
+
+    return Service(
+        name="gateway",
+        handles={
+            events.HostnameAssigned: rollouts.hostname_assigned,
+            events.BuildStarted: rollouts.build_started,
+            events.BuildFinished: rollouts.build_finished,
+            events.PlacementDecided: rollouts.placement_decided,
+            events.PlacementBlocked: rollouts.placement_blocked,
+            events.RolloutFinished: rollouts.rollout_finished,
+            events.WalletChanged: wallets.changed,
+            events.AlertRaised: alerts.raised,
+        },
+        publishes=(
+            events.AppCreated,
+            events.DeploymentRequested,
+            events.AppChanged,
+            events.AppDeleted,
+            events.CreditGranted,
+        ),
+        answers={
+            queries.WorkloadsAfter: functools.partial(snapshots.workloads_after, desk),
+            queries.DeploymentsPending: functools.partial(snapshots.deployments_pending, desk),
+            queries.SourcePartOf: functools.partial(sources.part_of, desk),
+        },
+        loops=[
+            Loop("sweep", functools.partial(sweeps.sweep, desk), every=15.0),
+            Loop("tidy", functools.partial(sweeps.tidy, desk), every=300.0),
+        ],
+        http=http.create(desk, runtime.telemetry),
+        on_start=begin,
+    )

@@ -1,0 +1,147 @@
+"""Routes of deployments: ask for one, look at what became of it."""
+
+import orjson
+from contracts.api import Deploy, DeploymentList, DeploymentStatus, DeploymentView
+from contracts.errors import InvalidInput, NotFound
+from contracts.events import DeploymentRequested
+from contracts.ids import new_id
+from contracts.workload import BuildSettings, GitSource, Limits, Source, UploadSource
+from fastapi import APIRouter, Response
+from pydantic import TypeAdapter
+from runtime.store import Store, Tx
+from sqlalchemy import select
+
+from gateway import git, pages, plans, wallets, workloads
+from gateway.permissions import Member
+from gateway.tables import DeploymentRow, PlanRow, SourceRow, WorkloadRow
+
+router = APIRouter(prefix="/api/paas", tags=["deployments"])
+
+_SOURCE: TypeAdapter[GitSource | UploadSource] = TypeAdapter(Source)
+_VIEW = """json_build_object(
+    'id', d.id, 'app', d.workload, 'number', d.number, 'status', d.status, 'reason', d.reason,
+    'source', d.source, 'recipe', d.recipe, 'image', d.image, 'size_bytes', d.size_bytes,
+    'commit', d.commit, 'exit_code', d.exit_code, 'failed_step', d.failed_step, 'seconds', d.seconds,
+    'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at
+)"""
+_MINE = (
+    "from deployment d join workload w on w.id = d.workload and w.state <> 'deleted' "
+    "where d.organization = scope.organization"
+)
+_LIST = pages.page("deployments", _VIEW, f"{_MINE} and w.id = %s and {{after}}", "d.number")
+_ONE = pages.single(_VIEW, f"{_MINE} and d.id = %s")
+_ONE_OF_APP = pages.single(_VIEW, f"{_MINE} and d.id = %s and w.id = %s")
+_STATUS = pages.single("json_build_object('status', d.status, 'reason', d.reason)", f"{_MINE} and d.id = %s")
+
+
+@router.post("/apps/{app}/deploy", status_code=202, response_model=DeploymentView)
+async def deploy(app: str, caller: Member, chosen: Deploy | None = None) -> Response:
+    """Builds the chosen source and brings it to life; one that still waits gives way to the new one."""
+    chosen = chosen or Deploy()
+    if chosen.git is not None and chosen.source is not None:
+        raise InvalidInput("choose a Git repository or an uploaded source, not both")
+    wanted = await git.checked(caller.desk, chosen.git) if chosen.git else None
+    async with caller.desk.store.transaction(caller.organization) as tx:
+        row = await workloads.locked(tx, app)
+        await wallets.require_funds(tx, row.organization, row.currency)
+        source = wanted or await _source(tx, row, chosen.source)
+        row.deployments += 1
+        # A deployment is the wish to run: what was suspended is no longer, once this one is built.
+        row.suspended = False
+        deployment = DeploymentRow(
+            id=new_id("dep"),
+            organization=row.organization,
+            workload=row.id,
+            number=row.deployments,
+            status="queued",
+            source=source.model_dump(),
+            build=row.build,
+        )
+        tx.add(deployment)
+        await workloads.end_deployments(
+            tx,
+            row,
+            "superseded",
+            "a newer deployment was asked for",
+            among=("queued",),
+            before=deployment.number,
+        )
+        tx.publish(await requested(tx, row, deployment))
+        await workloads.settle(tx, row)
+    found = await pages.rendered(caller.desk.store, _ONE, caller.organization, deployment.id, status=202)
+    assert found is not None
+    return found
+
+
+@router.get("/apps/{app}/deployments", response_model=DeploymentList)
+async def list_deployments(app: str, caller: Member, after: str | None = None) -> Response:
+    store = caller.desk.store
+    async with store.transaction(caller.organization) as tx:
+        row = await tx.get(WorkloadRow, app)
+        if row is None or row.state == "deleted":
+            raise workloads.no_such_app(app)
+    return await pages.listed(store, _LIST, caller.organization, app, after=pages.number(after))
+
+
+@router.get("/deployments/{deployment}", response_model=DeploymentView)
+async def show_deployment(deployment: str, caller: Member) -> Response:
+    found = await pages.rendered(caller.desk.store, _ONE, caller.organization, deployment)
+    if found is None:
+        raise no_such_deployment(deployment)
+    return found
+
+
+@router.get("/apps/{app}/deployments/{deployment}", response_model=DeploymentView)
+async def show_deployment_of_app(app: str, deployment: str, caller: Member) -> Response:
+    found = await pages.rendered(caller.desk.store, _ONE_OF_APP, caller.organization, deployment, app)
+    if found is None:
+        raise no_such_deployment(deployment)
+    return found
+
+
+async def standing(store: Store, organization: str, deployment: str) -> tuple[DeploymentStatus, str]:
+    """Its status; and status and reason as JSON text."""
+    rows = await store.read(_STATUS, (organization, deployment))
+    if not rows:
+        raise no_such_deployment(deployment)
+    text = rows[0][0]
+    return orjson.loads(text)["status"], text
+
+
+def no_such_deployment(deployment: str) -> NotFound:
+    return NotFound(
+        "there is no such deployment; GET /api/paas/apps/{app}/deployments lists an app's",
+        deployment=deployment,
+    )
+
+
+async def requested(tx: Tx, row: WorkloadRow, deployment: DeploymentRow) -> DeploymentRequested:
+    """Whole, so that it can be said again at any time."""
+    plan = await tx.get(PlanRow, row.plan)
+    return DeploymentRequested(
+        deployment=deployment.id,
+        number=deployment.number,
+        workload=row.id,
+        organization=row.organization,
+        app_name=row.name,
+        source=_SOURCE.validate_python(deployment.source),
+        build=BuildSettings.model_validate(deployment.build),
+        runtimes=await plans.presets_for(tx, plan),
+        limits=Limits.model_validate(row.limits),
+    )
+
+
+async def _source(tx: Tx, row: WorkloadRow, chosen: str | None) -> GitSource | UploadSource:
+    if chosen is None and row.git is not None:
+        return GitSource.model_validate(row.git)
+    uploads = select(SourceRow).where(SourceRow.workload == row.id).order_by(SourceRow.id.desc())
+    if chosen is not None:
+        uploads = uploads.where(SourceRow.id == chosen)
+    found = await tx.one(uploads.limit(1))
+    if found is None and chosen is not None:
+        raise InvalidInput("the app has no such source any more; upload it again", source=chosen)
+    if found is None:
+        raise InvalidInput(
+            "there is nothing to deploy; upload a source with POST …/source, or name a Git repository"
+        )
+    return UploadSource(source=found.id, sha256=found.sha256, size=found.size)

@@ -1,0 +1,32 @@
+"""What the routes work with: the one thing the application hands to every request."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from runtime.bus import Bus
+from runtime.clock import Clock
+from runtime.store import Store
+
+from gateway.passwords import Passwords
+from gateway.settings import GatewaySettings
+from gateway.tokens import Tokens
+
+# host, port -> every address the name has
+Resolve: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
+
+
+@dataclass(frozen=True)
+class Desk:
+    settings: GatewaySettings
+    clock: Clock
+    store: Store
+    bus: Bus
+    tokens: Tokens
+    passwords: Passwords
+    resolve: Resolve
+    # Few archives are looked through at once: it takes a core each.
+    inspections: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    # Set when the process stops: streams end then, and their clients come again elsewhere.
+    closing: asyncio.Event = field(default_factory=asyncio.Event)

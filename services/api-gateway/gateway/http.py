@@ -1,0 +1,85 @@
+"""The REST API: every router, behind the permissions, with a limit on what a body may weigh."""
+
+from importlib import metadata
+from typing import Any
+
+from contracts.api import Failure
+from contracts.errors import TooLarge
+from fastapi import FastAPI
+from runtime.http import answer, api
+from runtime.telemetry import Telemetry
+from starlette.exceptions import HTTPException
+
+from gateway import (
+    alerts,
+    apps,
+    auth,
+    deployments,
+    logs,
+    nodes,
+    organizations,
+    permissions,
+    plans,
+    sources,
+    usage,
+)
+from gateway.desk import Desk
+
+ROUTERS = (
+    auth.router,
+    organizations.router,
+    plans.router,
+    nodes.router,
+    apps.router,
+    sources.router,
+    deployments.router,
+    logs.router,
+    usage.router,
+    alerts.router,
+)
+LARGEST_BODY = 256 * 1024
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Failure, "description": "What is wrong, and what to do"},
+    "5XX": {"model": Failure, "description": "The platform cannot answer now"},
+}
+
+
+def create(desk: Desk, telemetry: Telemetry) -> FastAPI:
+    app = api("Berth", metadata.version("berth-gateway"), telemetry)
+    app.state.desk = desk
+    permissions.require_permissions(ROUTERS)
+    for router in ROUTERS:
+        app.include_router(router, responses=_FAILURES)
+    app.add_middleware(BodyLimit)
+    return app
+
+
+class BodyLimit:
+    """JSON is read into memory whole before a route sees it; only a source, which is not, may be large."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] == "GET" or scope["path"].endswith("/source"):
+            await self._app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared) > LARGEST_BODY:
+            await answer(TooLarge(_WORDS, limit=LARGEST_BODY))(scope, receive, send)
+            return
+        size = 0
+
+        async def limited() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > LARGEST_BODY:
+                # The one kind of error that passes through the framework's reading of a body.
+                raise HTTPException(413, _WORDS)
+            return message
+
+        await self._app(scope, limited, send)
+
+
+_WORDS = f"the body has more than {LARGEST_BODY} bytes; only a source may be larger"

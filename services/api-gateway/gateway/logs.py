@@ -1,0 +1,179 @@
+"""The log of a deployment: a page of it, and a stream of it that goes on while it is written.
+
+The stream joins what the builder has stored with what it reports live, by sequence: no gap, no double. The
+sequence is the event's id, so a client that comes again goes on where it was (`Last-Event-ID`).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+from contracts.api import LogPage
+from contracts.errors import InvalidInput, NotFound, Unavailable
+from contracts.queries import BuildLogAfter, BuildLogPage
+from contracts.reports import BuildLog, LogLine
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from nats.errors import Error as NatsError
+
+from gateway import deployments, status
+from gateway.desk import Desk
+from gateway.permissions import Member
+
+router = APIRouter(prefix="/api/paas", tags=["deployments"])
+
+PAGE = 1000
+# In seconds: how often the status is looked at; how long a lost report may go unnoticed; how long the way
+# to the client may be silent.
+_LOOK = 1.0
+_READ = 5.0
+_KEEP_ALIVE = 15.0
+After = Annotated[int, Query(ge=0, lt=2**31)]
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "description": "Events: `log` (a line, its id is its sequence), `status` (of the deployment, when it "
+        "changes), `end` (the same, and nothing follows), `reconnect` (come again with `Last-Event-ID`).",
+    }
+}
+
+
+@router.get("/deployments/{deployment}/log")
+async def show_log(deployment: str, caller: Member, after: After = 0) -> LogPage:
+    await deployments.standing(caller.desk.store, caller.organization, deployment)
+    page = await _page(caller.desk, deployment, after)
+    last = page.lines[-1].sequence if page.lines else after
+    return LogPage(lines=page.lines, finished=page.finished, next=last)
+
+
+@router.get("/deployments/{deployment}/log/stream", response_class=StreamingResponse, responses=_STREAM)
+async def stream_log(deployment: str, request: Request, caller: Member, after: After = 0) -> Response:
+    await deployments.standing(caller.desk.store, caller.organization, deployment)
+    start = _place(request.headers.get("last-event-id") or str(after))
+    tail = Tail(caller.desk, caller.organization, deployment, start)
+    return EventStream(
+        tail.events(),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+class EventStream(StreamingResponse):
+    """Closes its events with itself, however it ends: a subscription must not outlive its reader."""
+
+    async def stream_response(self, send: Any) -> None:
+        events = self.body_iterator
+        assert isinstance(events, AsyncIterator)
+        async with contextlib.aclosing(events):  # type: ignore[type-var]
+            await super().stream_response(send)
+
+
+class Tail:
+    """One reader's place in the log of one deployment."""
+
+    def __init__(self, desk: Desk, organization: str, deployment: str, start: int) -> None:
+        self._desk = desk
+        self._organization = organization
+        self._deployment = deployment
+        self._last = start
+        # Live lines from beyond a gap.
+        self._ahead: dict[int, LogLine] = {}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        yield b"retry: 1000\n\n"
+        try:
+            # Subscribed before the stored lines are read: what is written in between comes both ways.
+            async with self._desk.bus.subscribe(BuildLog, self._deployment) as live:
+                async for event in self._follow(live):
+                    yield event
+        except (Unavailable, NatsError):
+            # The client comes again by itself, and finds every line where it left off.
+            yield _event("reconnect")
+
+    async def _follow(self, live: "asyncio.Queue[BuildLog]") -> AsyncIterator[bytes]:
+        clock = self._desk.clock
+        end = clock.monotonic() + self._desk.settings.stream_seconds
+        told, said_at, read_at = "", clock.monotonic(), -_READ
+        while True:
+            # The status first: once it is final every line is stored, and the reading after it complete.
+            state, text = await deployments.standing(self._desk.store, self._organization, self._deployment)
+            final = state in status.SETTLED
+            complete = False
+            if final or self._ahead or clock.monotonic() - read_at >= _READ:
+                read_at = clock.monotonic()
+                try:
+                    async for line in self._stored():
+                        said_at = clock.monotonic()
+                        yield _log(line)
+                    complete = True
+                except Unavailable:
+                    yield b": the stored log cannot be read now\n\n"
+            if final and complete:
+                yield _event("end", text)
+                return
+            if text != told:
+                told, said_at = text, clock.monotonic()
+                yield _event("status", text)
+            if clock.monotonic() >= end or self._desk.closing.is_set():
+                yield _event("reconnect")
+                return
+            if clock.monotonic() - said_at >= _KEEP_ALIVE:
+                said_at = clock.monotonic()
+                yield b": still here\n\n"
+            async for line in self._live(live, clock.monotonic() + _LOOK):
+                said_at = read_at = clock.monotonic()
+                yield _log(line)
+
+    async def _stored(self) -> AsyncIterator[LogLine]:
+        while True:
+            page = await _page(self._desk, self._deployment, self._last)
+            for line in page.lines:
+                for next_line in self._joined(line):
+                    yield next_line
+            if len(page.lines) < PAGE:
+                return
+
+    async def _live(self, live: "asyncio.Queue[BuildLog]", until: float) -> AsyncIterator[LogLine]:
+        """Lines as they come; ends at a gap, when it is time to look around, and at a shutdown."""
+        while not self._desk.closing.is_set():
+            try:
+                async with asyncio.timeout(until - self._desk.clock.monotonic()):
+                    report = await live.get()
+            except TimeoutError:
+                return
+            for line in report.lines:
+                for next_line in self._joined(line):
+                    yield next_line
+            if self._ahead:
+                return
+
+    def _joined(self, line: LogLine) -> Iterator[LogLine]:
+        """What may be said now that `line` is here: every sequence once, and in order."""
+        if line.sequence > self._last:
+            self._ahead[line.sequence] = line
+        while (following := self._ahead.pop(self._last + 1, None)) is not None:
+            self._last = following.sequence
+            yield following
+
+
+async def _page(desk: Desk, deployment: str, after: int) -> BuildLogPage:
+    try:
+        return await desk.bus.ask(BuildLogAfter(deployment=deployment, after=after, limit=PAGE))
+    except NotFound:
+        # No builder has taken it up yet, or none ever will.
+        return BuildLogPage(lines=(), finished=False)
+
+
+def _place(text: str) -> int:
+    if text.isdecimal() and len(text) < 10:
+        return int(text)
+    raise InvalidInput("a place in a log is the sequence of a line", place=text[:40])
+
+
+def _log(line: LogLine) -> bytes:
+    return f"id: {line.sequence}\nevent: log\ndata: {line.model_dump_json()}\n\n".encode()
+
+
+def _event(name: str, data: str = "{}") -> bytes:
+    return f"event: {name}\ndata: {data}\n\n".encode()

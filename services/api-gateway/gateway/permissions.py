@@ -1,0 +1,137 @@
+"""Who may call what. Every route names one permission, and one that names none stops the start.
+
+A member's route speaks for one organization: the one in the header `X-Organization`, or the caller's only
+one. It is one of the token's user, and nothing else in the request can name another (I5).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from contracts.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
+from fastapi import APIRouter, Depends, Request, Security
+from fastapi.openapi.models import HTTPBearer
+from fastapi.routing import APIRoute
+from fastapi.security.base import SecurityBase
+
+from gateway.desk import Desk
+from gateway.tokens import Principal
+
+ORGANIZATION_HEADER = {
+    "in": "header",
+    "name": "X-Organization",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The organization you speak for; needed only when you are a member of several.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    desk: Desk
+    token: str
+    principal: Principal
+
+    @property
+    def user(self) -> str:
+        return self.principal.user
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A caller who speaks for an organization."""
+
+    desk: Desk
+    user: str
+    organization: str
+
+
+class Permission:
+    """A route's one permission, given to it as a dependency."""
+
+
+class Anyone(Permission):
+    async def __call__(self, request: Request) -> Desk:
+        return _desk(request)
+
+
+class LoggedIn(Permission, SecurityBase):
+    def __init__(self) -> None:
+        self.model = HTTPBearer(bearerFormat="JWT")
+        self.scheme_name = "token"
+
+    async def __call__(self, request: Request) -> Caller:
+        desk, token, principal = await _principal(request)
+        return Caller(desk, token, principal)
+
+
+class OfOrganization(LoggedIn):
+    async def __call__(self, request: Request) -> Speaker:  # type: ignore[override]
+        desk, token, principal = await _principal(request)
+        wanted, mine = request.headers.get("x-organization"), principal.organizations
+        if wanted not in mine if wanted else len(mine) != 1:
+            # A membership may be younger than what is remembered.
+            principal = await desk.tokens.verify(token)
+        return Speaker(desk, principal.user, _organization(principal, wanted))
+
+
+class OfPlatform(LoggedIn):
+    async def __call__(self, request: Request) -> Caller:
+        desk, token, principal = await _principal(request)
+        if not principal.administrator:
+            raise Forbidden("only an administrator of the platform may do this")
+        return Caller(desk, token, principal)
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+async def _principal(request: Request) -> tuple[Desk, str, Principal]:
+    desk = _desk(request)
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    if not token or kind.lower() != "bearer":
+        raise Unauthenticated("send a token as `Authorization: Bearer …`; POST /api/auth/login gives one")
+    return desk, token, desk.tokens.known(token) or await desk.tokens.verify(token)
+
+
+def _organization(principal: Principal, wanted: str | None) -> str:
+    mine = principal.organizations
+    if wanted:
+        if wanted not in mine:
+            raise NotFound("there is no such organization; GET /api/organizations lists yours")
+        return wanted
+    if len(mine) == 1:
+        return next(iter(mine))
+    if not mine:
+        raise Forbidden("you are in no organization; create one with POST /api/organizations")
+    raise InvalidInput(
+        "you are in several organizations; name one in the header X-Organization", organizations=dict(mine)
+    )
+
+
+Visitor = Annotated[Desk, Depends(Anyone())]
+User = Annotated[Caller, Security(LoggedIn())]
+Member = Annotated[Speaker, Security(OfOrganization())]
+Administrator = Annotated[Caller, Security(OfPlatform())]
+
+
+def permission_of(route: APIRoute) -> Permission:
+    calls = [dependency.call for dependency in route.dependant.dependencies]
+    named: list[Permission] = [call for call in calls if isinstance(call, Permission)]  # type: ignore[misc]
+    if len(named) != 1:
+        raise RuntimeError(
+            f"{sorted(route.methods or ())} {route.path} names {len(named) or 'no'} permissions; it needs one"
+        )
+    return named[0]
+
+
+def require_permissions(routers: Iterable[APIRouter]) -> None:
+    """Deny by default: run on every router before any of them is served."""
+    for router in routers:
+        for route in router.routes:
+            if not isinstance(route, APIRoute):
+                raise RuntimeError(f"{route!r} is no API route, so it can name no permission")
+            if isinstance(permission_of(route), OfOrganization):
+                route.openapi_extra = {"parameters": [ORGANIZATION_HEADER], **(route.openapi_extra or {})}

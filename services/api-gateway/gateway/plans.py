@@ -1,0 +1,167 @@
+"""Plans and runtimes: what a customer can choose from, and the administrator's hand on the plans.
+
+Prices and limits are copied into an app when it is created; a change of a plan is for apps to come.
+"""
+
+from decimal import Decimal
+
+from contracts.api import (
+    ChangePlan,
+    CreatePlan,
+    OfferedPlan,
+    OfferedPlanList,
+    PlanList,
+    PlanView,
+    RuntimeList,
+    RuntimeView,
+)
+from contracts.errors import Conflict, InvalidInput, NotFound
+from contracts.money import MICROS_PER_UNIT, Money
+from contracts.workload import Limits, RuntimePreset
+from fastapi import APIRouter
+from runtime.store import PLATFORM, Tx
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+
+from gateway.permissions import Administrator, User
+from gateway.tables import PlanRow, RuntimeRow
+
+router = APIRouter(prefix="/api", tags=["plans"])
+
+# A scope that shows no organization's rows: plans and runtimes belong to none.
+NOBODY = ""
+
+
+@router.get("/paas/plans")
+async def list_plans(caller: User) -> PlanList:
+    async with caller.desk.store.transaction(NOBODY) as tx:
+        runtimes = await _runtimes(tx)
+        plans = await tx.scalars(
+            select(PlanRow).where(PlanRow.active).order_by(PlanRow.micros_per_hour, PlanRow.name)
+        )
+    return PlanList(plans=tuple(PlanView.model_validate(_view(plan, runtimes)) for plan in plans))
+
+
+@router.get("/paas/runtimes")
+async def list_runtimes(caller: User) -> RuntimeList:
+    async with caller.desk.store.transaction(NOBODY) as tx:
+        return RuntimeList(
+            runtimes=tuple(
+                RuntimeView(name=r.name, type=r.type, version=r.version) for r in await _runtimes(tx)
+            )
+        )
+
+
+@router.get("/admin/paas/plans")
+async def list_all_plans(caller: Administrator) -> OfferedPlanList:
+    async with caller.desk.store.transaction(PLATFORM) as tx:
+        runtimes = await _runtimes(tx)
+        plans = await tx.scalars(select(PlanRow).order_by(PlanRow.micros_per_hour, PlanRow.name))
+    return OfferedPlanList(plans=tuple(_offered(plan, runtimes) for plan in plans))
+
+
+@router.post("/admin/paas/plans", status_code=201)
+async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
+    async with caller.desk.store.transaction(PLATFORM) as tx:
+        runtimes = await _known(tx, new.runtimes)
+        written = await tx.execute(
+            insert(PlanRow)
+            .values(
+                name=new.name,
+                title=new.title,
+                limits=new.limits.model_dump(),
+                max_replicas=new.max_replicas,
+                micros_per_hour=micros(new.hourly),
+                micros_per_month=micros(new.monthly),
+                currency=caller.desk.settings.currency,
+                runtimes=None if new.runtimes is None else list(new.runtimes),
+            )
+            .on_conflict_do_nothing()
+            .returning(PlanRow)
+        )
+        plan = written.scalar_one_or_none()
+        if plan is None:
+            raise Conflict("there is a plan of this name already; change it with PATCH", name=new.name)
+        return _offered(plan, runtimes)
+
+
+@router.patch("/admin/paas/plans/{name}")
+async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> OfferedPlan:
+    given = change.model_fields_set
+    missing = [f for f in given if f != "runtimes" and getattr(change, f) is None]
+    if missing:
+        raise InvalidInput(f"leave out what shall stay, instead of null: {', '.join(sorted(missing))}")
+    async with caller.desk.store.transaction(PLATFORM) as tx:
+        plan = await tx.get(PlanRow, name, lock=True)
+        if plan is None:
+            raise NotFound("there is no such plan; GET /api/admin/paas/plans lists them", plan=name)
+        runtimes = await _known(tx, change.runtimes)
+        if change.limits is not None:
+            plan.limits = change.limits.model_dump()
+        if change.hourly is not None:
+            plan.micros_per_hour = micros(change.hourly)
+        if change.monthly is not None:
+            plan.micros_per_month = micros(change.monthly)
+        if "runtimes" in given:
+            plan.runtimes = None if change.runtimes is None else list(change.runtimes)
+        for field in given & {"title", "max_replicas", "active"}:
+            setattr(plan, field, getattr(change, field))
+        return _offered(plan, runtimes)
+
+
+def micros(amount: str) -> int:
+    return int(Decimal(amount) * MICROS_PER_UNIT)
+
+
+async def offered_plan(tx: Tx, name: str) -> PlanRow:
+    plan = await tx.get(PlanRow, name)
+    if plan is None or not plan.active:
+        names = await tx.scalars(
+            select(PlanRow.name).where(PlanRow.active).order_by(PlanRow.micros_per_hour, PlanRow.name)
+        )
+        raise InvalidInput(
+            f"there is no plan {name}; choose one of: {', '.join(names)}", plan=name, available=names
+        )
+    return plan
+
+
+async def presets_for(tx: Tx, plan: PlanRow | None) -> tuple[RuntimePreset, ...]:
+    """The runtimes an app on the plan may use."""
+    return tuple(
+        RuntimePreset.model_validate(row, from_attributes=True)
+        for row in await _runtimes(tx)
+        if plan is None or plan.runtimes is None or row.name in plan.runtimes
+    )
+
+
+async def _runtimes(tx: Tx) -> list[RuntimeRow]:
+    return await tx.scalars(select(RuntimeRow).where(RuntimeRow.active).order_by(RuntimeRow.name))
+
+
+async def _known(tx: Tx, names: tuple[str, ...] | None) -> list[RuntimeRow]:
+    runtimes = await _runtimes(tx)
+    available = [runtime.name for runtime in runtimes]
+    unknown = sorted(set(names or ()) - set(available))
+    if unknown:
+        raise InvalidInput(
+            f"there is no runtime {', '.join(unknown)}; choose of: {', '.join(available)}",
+            runtimes=unknown,
+            available=available,
+        )
+    return runtimes
+
+
+def _offered(plan: PlanRow, runtimes: list[RuntimeRow]) -> OfferedPlan:
+    return OfferedPlan.model_validate({**_view(plan, runtimes), "active": plan.active})
+
+
+def _view(plan: PlanRow, runtimes: list[RuntimeRow]) -> dict[str, object]:
+    return {
+        "name": plan.name,
+        "title": plan.title,
+        "limits": Limits.model_validate(plan.limits),
+        "max_replicas": plan.max_replicas,
+        "hourly": Money(micros=plan.micros_per_hour, currency=plan.currency),
+        "monthly": Money(micros=plan.micros_per_month, currency=plan.currency),
+        "runtimes": [r.name for r in runtimes if plan.runtimes is None or r.name in plan.runtimes],
+    }

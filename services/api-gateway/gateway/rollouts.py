@@ -1,0 +1,181 @@
+"""What builder, scheduler, nodes and domains say about a workload, and what becomes of its deployments.
+
+Handlers: each may come twice, late and out of order. A build takes effect once and only while its deployment
+is under way; what is said of an old generation is dropped. A release that does not come to life gives way to
+the last one that did.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from contracts.errors import NotFound
+from contracts.events import (
+    BuildFinished,
+    BuildStarted,
+    HostnameAssigned,
+    PlacementBlocked,
+    PlacementDecided,
+    RolloutFinished,
+)
+from contracts.ids import new_id
+from contracts.workload import BuildFailed, BuildSucceeded
+from runtime.store import Tx
+from sqlalchemy import func, select
+
+from gateway import status, workloads
+from gateway.status import Blockage, Placement, Rollout
+from gateway.tables import DeploymentRow, ReleaseRow, WorkloadRow
+
+# --- hostnames -------------------------------------------------------------------------------------------
+
+
+async def hostname_assigned(event: HostnameAssigned, tx: Tx) -> None:
+    row = await workloads.find(tx, event.workload)
+    if row is not None and (row.url_at is None or row.url_at <= event.at):
+        row.url, row.url_at = event.url, event.at
+
+
+# --- builds ----------------------------------------------------------------------------------------------
+
+
+async def build_started(event: BuildStarted, tx: Tx) -> None:
+    row, deployment = await _both(tx, event.workload, event.deployment)
+    if row is not None and deployment.status == "queued":
+        _enter(deployment, "building")
+        await workloads.settle(tx, row)
+
+
+async def build_finished(event: BuildFinished, tx: Tx) -> None:
+    row, deployment = await _both(tx, event.workload, event.deployment)
+    if row is None or deployment.seconds is not None:
+        return
+    deployment.seconds = event.seconds
+    if isinstance(event.result, BuildSucceeded):
+        await _built(tx, row, deployment, event.result)
+    else:
+        _not_built(deployment, event.result)
+    await workloads.settle(tx, row)
+
+
+async def _built(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, result: BuildSucceeded) -> None:
+    deployment.recipe, deployment.commit = result.recipe, result.commit
+    deployment.image, deployment.size_bytes = result.image, result.size_bytes
+    if deployment.status not in status.WAITING:
+        return
+    found = await tx.execute(
+        select(DeploymentRow.number, DeploymentRow.status).where(DeploymentRow.workload == row.id)
+    )
+    if not status.overtakes(deployment.number, {other.number: other.status for other in found}):
+        _enter(deployment, "superseded", "a newer deployment was faster")
+        return
+    release = ReleaseRow(
+        id=new_id("rel"),
+        organization=row.organization,
+        workload=row.id,
+        deployment=deployment.id,
+        image=result.image,
+        digest=result.digest,
+        processes=result.processes,
+        port=result.port,
+    )
+    tx.add(release)
+    _enter(deployment, "deploying")
+    await workloads.end_deployments(
+        tx, row, "superseded", "a newer deployment was faster", before=deployment.number
+    )
+    workloads.use_release(row, release)
+    row.state, row.suspended = "running", False
+    workloads.change(tx, row)
+
+
+def _not_built(deployment: DeploymentRow, result: BuildFailed) -> None:
+    deployment.failed_step, deployment.exit_code = result.step, result.exit_code
+    if deployment.status in status.WAITING:
+        hint = f" ({result.hint})" if result.hint else ""
+        _enter(deployment, "failed", f"{result.message}{hint}")
+
+
+# --- a release on its nodes --------------------------------------------------------------------------------
+
+
+async def placement_decided(event: PlacementDecided, tx: Tx) -> None:
+    row = await _at_generation(tx, event.workload, event.generation)
+    if row is None or _newer(row.placement, event.at):
+        return
+    row.placement = Placement(at=event.at, nodes=event.nodes).model_dump(mode="json")
+    await _weigh(tx, row)
+
+
+async def placement_blocked(event: PlacementBlocked, tx: Tx) -> None:
+    row = await _at_generation(tx, event.workload, event.generation)
+    if row is None or _newer(row.blockage, event.at):
+        return
+    row.blockage = Blockage(at=event.at, reasons=event.reasons).model_dump(mode="json")
+    await _weigh(tx, row)
+
+
+async def rollout_finished(event: RolloutFinished, tx: Tx) -> None:
+    row = await _at_generation(tx, event.workload, event.generation)
+    if row is None or _newer(row.rollouts.get(event.node), event.at):
+        return
+    rollout = Rollout(at=event.at, ok=event.ok, running=event.running, reason=event.reason)
+    row.rollouts = {**row.rollouts, event.node: rollout.model_dump(mode="json")}
+    await _weigh(tx, row, event.log_tail)
+
+
+async def _weigh(tx: Tx, row: WorkloadRow, log_tail: tuple[str, ...] = ()) -> None:
+    verdict = workloads.heard(row)
+    deployment = await tx.get(DeploymentRow, row.deployment, lock=True) if row.deployment else None
+    if row.state != "running" or deployment is None:
+        return
+    match verdict.kind:
+        case "up":
+            row.live, row.good_release = True, row.release
+            if deployment.status != "running":
+                _enter(deployment, "running")
+                await workloads.end_deployments(
+                    tx,
+                    row,
+                    "superseded",
+                    "a newer deployment runs",
+                    among=("running",),
+                    before=deployment.number,
+                )
+        case "broken" if row.release == row.good_release:
+            row.live = verdict.running > 0
+        case "broken":
+            deployment.log_tail = list(log_tail)
+            _enter(deployment, "failed", verdict.reason)
+            good = await tx.get(ReleaseRow, row.good_release) if row.good_release else None
+            workloads.use_release(row, good)
+            row.live = good is not None and verdict.running > 0
+            workloads.change(tx, row)
+        case "blocked" if deployment.status in ("deploying", "blocked"):
+            _enter(deployment, "blocked", verdict.reason)
+        case "pending" if deployment.status == "blocked":
+            _enter(deployment, "deploying")
+    await workloads.settle(tx, row)
+
+
+def _enter(deployment: DeploymentRow, state: str, reason: str | None = None) -> None:
+    deployment.status, deployment.reason = state, reason
+    deployment.status_at = func.now()
+    if state in status.SETTLED:
+        deployment.finished_at = func.now()
+
+
+async def _both(tx: Tx, workload: str, deployment: str) -> tuple[WorkloadRow | None, DeploymentRow]:
+    row = await workloads.find(tx, workload)
+    found = await tx.get(DeploymentRow, deployment, lock=True)
+    if found is None:
+        raise NotFound(f"there is no deployment {deployment}")
+    return row, found
+
+
+async def _at_generation(tx: Tx, workload: str, generation: int) -> WorkloadRow | None:
+    row = await workloads.find(tx, workload)
+    return row if row is not None and row.generation == generation else None
+
+
+def _newer(known: dict[str, Any] | None, at: datetime) -> bool:
+    return known is not None and datetime.fromisoformat(known["at"]) > at

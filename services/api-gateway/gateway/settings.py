@@ -1,0 +1,63 @@
+"""What an operator can tell the gateway, by environment variables that begin with `GATEWAY_`."""
+
+from contracts.money import Currency
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from runtime.secrets import KNOWN
+
+MIB = 1024 * 1024
+_SHORTEST_PASSWORD = 12
+_KNOWN_PASSWORDS = KNOWN | {
+    "admin",
+    "administrator",
+    "letmein",
+    "captain42",
+    "qwertyuiop",
+    "passwordpassword",
+}
+
+
+class GatewaySettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", extra="ignore")
+
+    admin_email: str = Field("", description="E-mail of the first administrator; once there is one, unused")
+    admin_password: SecretStr = Field(
+        SecretStr(""), description="Password of the first administrator, at least 12 characters"
+    )
+    registration: bool = Field(True, description="Whether anybody may register an account")
+    currency: Currency = Field("USD", description="Currency of prices and wallets (ISO 4217)")
+    token_hours: float = Field(24, gt=0, le=720, description="How long a log-in lasts")
+    allow_private_git: bool = Field(
+        False, description="Allow Git repositories on private, loopback and link-local addresses"
+    )
+    upload_bytes: int = Field(100 * MIB, gt=0, description="Largest source archive, packed")
+    unpacked_bytes: int = Field(512 * MIB, gt=0, description="Largest source archive, unpacked")
+    upload_files: int = Field(20_000, gt=0, description="Most entries of a source archive")
+    sources_kept: int = Field(3, ge=1, description="Uploads kept of each app")
+    build_minutes: float = Field(
+        60, gt=0, description="A build that has said nothing for so long counts as failed"
+    )
+    stream_seconds: float = Field(
+        600, gt=0, description="A log stream ends itself after so long, and the client comes again"
+    )
+
+    @model_validator(mode="after")
+    def _administrator(self) -> "GatewaySettings":
+        """No start with an administrator anybody could log in as."""
+        password = self.admin_password.get_secret_value()
+        if not self.admin_email and not password:
+            return self
+        if "@" not in self.admin_email:
+            raise ValueError(
+                "GATEWAY_ADMIN_EMAIL must be an e-mail address when GATEWAY_ADMIN_PASSWORD is set"
+            )
+        if len(password) < _SHORTEST_PASSWORD or password.isspace():
+            raise ValueError(
+                f"GATEWAY_ADMIN_PASSWORD must have at least {_SHORTEST_PASSWORD} characters; "
+                "make one with: berth secret"
+            )
+        known = {*_KNOWN_PASSWORDS, self.admin_email.lower(), self.admin_email.partition("@")[0].lower()}
+        plain = password.lower().strip()
+        if plain in known or plain.rstrip("0123456789!.") in known or len(set(password)) < 5:
+            raise ValueError("GATEWAY_ADMIN_PASSWORD is too easy to guess; make one with: berth secret")
+        return self

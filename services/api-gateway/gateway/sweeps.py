@@ -1,0 +1,106 @@
+"""Sweeps: what no message will finish any more is found here, and said again or ended with a reason (I3).
+
+Each takes a small batch, row by row in its own transaction, so that one bad row stops no other.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from contracts.events import AppChanged
+from runtime.store import PLATFORM, Tx
+from sqlalchemy import func, select
+
+from gateway import accounts, alerts, sources, wallets, workloads
+from gateway.deployments import requested
+from gateway.desk import Desk
+from gateway.tables import DeploymentRow, WalletRow, WorkloadRow
+
+_BATCH = 100
+# Said again after so long without an answer.
+_QUEUED = timedelta(seconds=60)
+_DEPLOYING = timedelta(minutes=5)
+
+
+async def sweep(desk: Desk) -> None:
+    now = desk.clock.now()
+    lost = now - timedelta(minutes=desk.settings.build_minutes)
+    for deployment, row in await _overdue(desk, "queued", DeploymentRow.told_at < now - _QUEUED):
+        await _again(desk, row, deployment)
+    for deployment, row in await _overdue(desk, "deploying", DeploymentRow.told_at < now - _DEPLOYING):
+        await _again(desk, row, deployment)
+    for deployment, row in await _overdue(desk, "building", DeploymentRow.status_at < lost):
+        await _give_up(desk, row, deployment)
+    await _suspend(desk)
+
+
+async def tidy(desk: Desk) -> None:
+    await sources.prune(desk)
+    await accounts.forget_attempts(desk)
+    await alerts.forget(desk)
+
+
+async def _overdue(desk: Desk, status: str, overdue: Any) -> list[tuple[str, str]]:
+    async with desk.store.transaction(PLATFORM) as tx:
+        found = await tx.execute(
+            select(DeploymentRow.id, DeploymentRow.workload)
+            .where(DeploymentRow.status == status, overdue)
+            .order_by(DeploymentRow.told_at)
+            .limit(_BATCH)
+        )
+        return [(late.id, late.workload) for late in found]
+
+
+async def _again(desk: Desk, workload: str, deployment: str) -> None:
+    """The same words once more: to whoever has heard them they change nothing."""
+    async with desk.store.transaction(PLATFORM) as tx:
+        row, waiting = await _both(tx, workload, deployment)
+        if row is None or waiting is None:
+            return
+        waiting.told_at = func.now()
+        if waiting.status == "queued":
+            waiting.reason = "no builder has taken it up yet; it is asked for again"
+            tx.publish(await requested(tx, row, waiting))
+        elif waiting.status == "deploying":
+            waiting.reason = "no node has said yet how it went; they are told again"
+            tx.publish(AppChanged(spec=workloads.spec_of(row)))
+        await workloads.settle(tx, row)
+
+
+async def _give_up(desk: Desk, workload: str, deployment: str) -> None:
+    async with desk.store.transaction(PLATFORM) as tx:
+        row, silent = await _both(tx, workload, deployment)
+        if row is None or silent is None or silent.status != "building":
+            return
+        silent.status = "failed"
+        silent.reason = f"the build said nothing for {desk.settings.build_minutes:g} minutes; deploy again"
+        silent.status_at = silent.finished_at = func.now()
+        await workloads.settle(tx, row)
+
+
+async def _both(tx: Tx, workload: str, deployment: str) -> tuple[WorkloadRow | None, DeploymentRow | None]:
+    return await workloads.find(tx, workload), await tx.get(DeploymentRow, deployment, lock=True)
+
+
+async def _suspend(desk: Desk) -> None:
+    """What runs although there is no money: a wallet's word and a start may have crossed."""
+    async with desk.store.transaction(PLATFORM) as tx:
+        found = await tx.execute(
+            select(WalletRow.organization)
+            .where(
+                WalletRow.micros <= 0,
+                select(WorkloadRow.id)
+                .where(
+                    WorkloadRow.organization == WalletRow.organization,
+                    WorkloadRow.state == "running",
+                    WorkloadRow.image.is_not(None),
+                )
+                .exists(),
+            )
+            .limit(_BATCH)
+        )
+        organizations = [wallet.organization for wallet in found]
+    for organization in organizations:
+        async with desk.store.transaction(PLATFORM) as tx:
+            micros = await tx.one(select(WalletRow.micros).where(WalletRow.organization == organization))
+            assert micros is not None
+            await wallets.apply(tx, organization, micros)

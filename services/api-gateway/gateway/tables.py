@@ -1,0 +1,292 @@
+"""The gateway's tables: who its users are, and what every customer wants.
+
+Every table with a column `organization` is under row-level security: a customer's request sees the rows of
+its organization and no others. `user`, `organization`, `plan` and `runtime` belong to the platform.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from runtime.tables import NAMING
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    false,
+    func,
+    text,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {
+        str: Text,
+        datetime: DateTime(timezone=True),
+        Json: JSONB(none_as_null=True),
+        list[str]: ARRAY(Text),
+    }
+
+
+def created() -> Any:
+    return mapped_column(server_default=func.now())
+
+
+# --- identity ----------------------------------------------------------------------------------------
+
+
+class UserRow(Base):
+    __tablename__ = "user"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    email: Mapped[str] = mapped_column(unique=True)
+    password_hash: Mapped[str]
+    administrator: Mapped[bool] = mapped_column(server_default=false())
+    # A token carries the version it was made at; raising it revokes every token of the user.
+    token_version: Mapped[int] = mapped_column(server_default="1")
+    created_at: Mapped[datetime] = created()
+
+
+class AttemptRow(Base):
+    """Failed log-ins of one account from one address since `since`."""
+
+    __tablename__ = "attempt"
+    email: Mapped[str] = mapped_column(primary_key=True)
+    address: Mapped[str] = mapped_column(primary_key=True)
+    failures: Mapped[int]
+    since: Mapped[datetime]
+
+
+class OrganizationRow(Base):
+    __tablename__ = "organization"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    # Never given twice: the range of user ids on the nodes is made of it.
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    created_at: Mapped[datetime] = created()
+
+
+class MemberRow(Base):
+    __tablename__ = "member"
+    organization: Mapped[str] = mapped_column(ForeignKey("organization.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
+
+
+class ProjectRow(Base):
+    __tablename__ = "project"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str] = mapped_column(ForeignKey("organization.id"))
+    name: Mapped[str]
+    __table_args__ = (UniqueConstraint("organization", "name"),)
+
+
+# --- what the operator sells -----------------------------------------------------------------------------
+
+
+class PlanRow(Base):
+    __tablename__ = "plan"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    limits: Mapped[Json]
+    max_replicas: Mapped[int]
+    micros_per_hour: Mapped[int] = mapped_column(BigInteger)
+    micros_per_month: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    # None: every runtime.
+    runtimes: Mapped[list[str] | None]
+    active: Mapped[bool] = mapped_column(server_default=true())
+
+
+class RuntimeRow(Base):
+    __tablename__ = "runtime"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    type: Mapped[str]
+    version: Mapped[str]
+    image: Mapped[str]
+    build_image: Mapped[str | None]
+    build_command: Mapped[str | None]
+    start_command: Mapped[str | None]
+    active: Mapped[bool] = mapped_column(server_default=true())
+
+
+# --- what a customer wants ---------------------------------------------------------------------------------
+
+
+class WorkloadRow(Base):
+    """Intent, and beside it what the platform's events have said about it so far."""
+
+    __tablename__ = "workload"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str] = mapped_column(ForeignKey("organization.id"))
+    project: Mapped[str] = mapped_column(ForeignKey("project.id"))
+    name: Mapped[str]
+    environment: Mapped[str]
+    generation: Mapped[int]
+    state: Mapped[str]
+    # Stopped for want of money, not by the customer.
+    suspended: Mapped[bool] = mapped_column(server_default=false())
+    region: Mapped[str]
+    plan: Mapped[str]
+    limits: Mapped[Json]
+    micros_per_hour: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    uid: Mapped[int] = mapped_column(BigInteger)
+    processes: Mapped[Json]
+    replicas: Mapped[int]
+    chosen_port: Mapped[int | None]
+    port: Mapped[int]
+    health: Mapped[Json]
+    git: Mapped[Json | None]
+    build: Mapped[Json]
+    restarts: Mapped[int] = mapped_column(server_default="0")
+    # How many deployments there have been: the number of the newest.
+    deployments: Mapped[int] = mapped_column(server_default="0")
+    image: Mapped[str | None]
+    release: Mapped[str | None]
+    deployment: Mapped[str | None]
+
+    # The newest release that was seen to come to life: where a failed rollout goes back to.
+    good_release: Mapped[str | None]
+    live: Mapped[bool] = mapped_column(server_default=false())
+    # What was heard about this very generation, and nothing older.
+    placement: Mapped[Json | None]
+    blockage: Mapped[Json | None]
+    rollouts: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    url: Mapped[str | None]
+    url_at: Mapped[datetime | None]
+    status: Mapped[str]
+    reason: Mapped[str | None]
+    created_at: Mapped[datetime] = created()
+    __table_args__ = (
+        Index("workload_organization", "organization", "id"),
+        # The hostname is made of the two, so they are one customer's on the whole platform.
+        Index(
+            "workload_name_key",
+            "name",
+            "environment",
+            unique=True,
+            postgresql_where=text("state <> 'deleted'"),
+        ),
+    )
+
+
+class ReleaseRow(Base):
+    __tablename__ = "release"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    workload: Mapped[str] = mapped_column(ForeignKey("workload.id"), index=True)
+    deployment: Mapped[str] = mapped_column(unique=True)
+    image: Mapped[str]
+    digest: Mapped[str]
+    # Process -> command; no command means the image's own.
+    processes: Mapped[Json]
+    port: Mapped[int | None]
+
+
+class DeploymentRow(Base):
+    __tablename__ = "deployment"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    workload: Mapped[str] = mapped_column(ForeignKey("workload.id"))
+    number: Mapped[int]
+    status: Mapped[str]
+    reason: Mapped[str | None]
+    source: Mapped[Json]
+    build: Mapped[Json]
+    recipe: Mapped[str | None]
+    image: Mapped[str | None]
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    commit: Mapped[str | None]
+    exit_code: Mapped[int | None]
+    failed_step: Mapped[str | None]
+    seconds: Mapped[float | None]
+    log_tail: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    created_at: Mapped[datetime] = created()
+    # When it came into its present status, and when the rest of the platform was last told of it.
+    status_at: Mapped[datetime] = created()
+    told_at: Mapped[datetime] = created()
+    finished_at: Mapped[datetime | None]
+    __table_args__ = (
+        UniqueConstraint("workload", "number"),
+        Index(
+            "deployment_pending",
+            "status",
+            "told_at",
+            postgresql_where=text("status in ('queued', 'building', 'deploying')"),
+        ),
+    )
+
+
+class SourceRow(Base):
+    __tablename__ = "source"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    workload: Mapped[str] = mapped_column(ForeignKey("workload.id"), index=True)
+    sha256: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[int]
+    parts: Mapped[int]
+
+
+class SourcePartRow(Base):
+    __tablename__ = "source_part"
+    source: Mapped[str] = mapped_column(ForeignKey("source.id", ondelete="cascade"), primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+# --- money, and the platform about itself ----------------------------------------------------------------
+
+
+class CreditRow(Base):
+    __tablename__ = "credit"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str] = mapped_column(ForeignKey("organization.id"))
+    micros: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    note: Mapped[str]
+    by: Mapped[str]
+    # What the client called this grant, so that asking twice grants once.
+    key: Mapped[str | None]
+    created_at: Mapped[datetime] = created()
+    __table_args__ = (UniqueConstraint("organization", "key"),)
+
+
+class WalletRow(Base):
+    """The balance as billing last said it: the highest sequence wins."""
+
+    __tablename__ = "wallet"
+    organization: Mapped[str] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    micros: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+
+
+class AlertRow(Base):
+    __tablename__ = "alert"
+    # In the order of arrival.
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    service: Mapped[str]
+    severity: Mapped[str]
+    title: Mapped[str]
+    details: Mapped[Json]
+    at: Mapped[datetime] = mapped_column(index=True)
+
+
+def violated(error: IntegrityError) -> str | None:
+    """The constraint that refused a row."""
+    diagnosis = getattr(error.orig, "diag", None)
+    return None if diagnosis is None else diagnosis.constraint_name

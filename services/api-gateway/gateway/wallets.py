@@ -1,0 +1,72 @@
+"""The gateway's view of money: may this organization start something, and what stops when it may not.
+
+Billing owns the wallet; here is its last word (the highest sequence wins). Suspension is an intent like any
+other: the workloads are stopped, and everything else follows from that.
+"""
+
+from contracts.errors import PaymentRequired
+from contracts.events import WalletChanged
+from contracts.money import Money
+from runtime.store import Tx
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+
+from gateway import workloads
+from gateway.tables import WalletRow, WorkloadRow
+
+
+async def changed(event: WalletChanged, tx: Tx) -> None:
+    said = {
+        "sequence": event.sequence,
+        "micros": event.balance.micros,
+        "currency": event.balance.currency,
+    }
+    written = await tx.execute(
+        insert(WalletRow)
+        .values(organization=event.organization, **said)
+        .on_conflict_do_update(
+            index_elements=["organization"], set_=said, where=WalletRow.sequence < event.sequence
+        )
+        .returning(WalletRow.organization)
+    )
+    if written.first() is not None:
+        await apply(tx, event.organization, event.balance.micros)
+
+
+async def apply(tx: Tx, organization: str, micros: int) -> None:
+    """Without money everything that runs, or is on its way to, is suspended."""
+    # All of them are locked, the stopped too: one that is being started right now is seen once it has been.
+    rows = await tx.scalars(
+        select(WorkloadRow)
+        .where(WorkloadRow.organization == organization, WorkloadRow.state != "deleted")
+        .order_by(WorkloadRow.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    for row in rows:
+        if micros <= 0 and runs(row):
+            await workloads.suspend(tx, row)
+        elif row.suspended:
+            await workloads.settle(tx, row)
+
+
+def runs(row: WorkloadRow) -> bool:
+    return (row.state == "running" and row.image is not None) or row.status in ("building", "deploying")
+
+
+async def require_funds(tx: Tx, organization: str, currency: str) -> None:
+    """Asked with the workload's row locked, so that a wallet that runs dry now finds it (see `apply`)."""
+    wallet = (
+        await tx.execute(
+            select(WalletRow.micros, WalletRow.currency).where(WalletRow.organization == organization)
+        )
+    ).one_or_none()
+    balance = (
+        Money(micros=wallet.micros, currency=wallet.currency)
+        if wallet
+        else Money(micros=0, currency=currency)
+    )
+    if balance.micros <= 0:
+        raise PaymentRequired(
+            f"the wallet is empty ({balance}); add credit and try again", balance=balance.model_dump()
+        )
