@@ -17,6 +17,7 @@ from contracts.api import (
     SourceView,
 )
 from contracts.errors import Unavailable
+from pydantic import BaseModel
 
 from embedded.web import Api, get
 
@@ -27,18 +28,29 @@ CREDIT = {"amount": "25.00", "note": "to try things out"}
 _ENDED = ("failed", "superseded", "running")
 
 
-def find(api: Api) -> AppView | None:
-    apps = api.get("/api/paas/apps", AppList).apps
-    return next((app for app in apps if app.name == NAME), None)
+class Deployed(BaseModel, frozen=True):
+    """Where the example is to be found again."""
+
+    organization: str
+    app: str
 
 
-def deploy(api: Api) -> AppView:
+def deploy(api: Api) -> Deployed:
     """Goes on where a start that was cut off had stopped."""
-    app = find(api) or _create(api)
+    own = api.get("/api/auth/me", Me).organizations
+    organization = own[0] if own else api.post("/api/organizations", OrganizationView, {"name": ORGANIZATION})
+    api.speak_for(organization.id)
+    apps = api.get("/api/paas/apps", AppList).apps
+    app = next((app for app in apps if app.name == NAME), None) or _create(api, organization.id)
     if app.status != "running":
         api.upload(f"/api/paas/apps/{app.id}/source", SourceView, pack(SOURCE))
         _wait(api, api.post(f"/api/paas/apps/{app.id}/deploy", DeploymentView, {}))
-    return api.get(f"/api/paas/apps/{app.id}", AppView)
+    return Deployed(organization=organization.id, app=app.id)
+
+
+def look(api: Api, deployed: Deployed) -> AppView:
+    api.speak_for(deployed.organization)
+    return api.get(f"/api/paas/apps/{deployed.app}", AppView)
 
 
 def wait_for(url: str, port: int, seconds: float = 30) -> None:
@@ -66,11 +78,10 @@ def pack(folder: Path) -> bytes:
     return packed.getvalue()
 
 
-def _create(api: Api) -> AppView:
-    own = api.get("/api/auth/me", Me).organizations
-    organization = own[0] if own else api.post("/api/organizations", OrganizationView, {"name": ORGANIZATION})
-    api.post(f"/api/admin/organizations/{organization.id}/credits", CreditView, CREDIT)
-    plans = api.get("/api/paas/plans", PlanList).plans
+def _create(api: Api, organization: str) -> AppView:
+    api.post(f"/api/admin/organizations/{organization}/credits", CreditView, CREDIT)
+    # What runs the example is told by the builder; a plan without any runtime runs nothing.
+    plans = [plan for plan in api.get("/api/paas/plans", PlanList).plans if plan.runtimes]
     cheapest = min(plans, key=lambda plan: plan.hourly.micros)
     return api.post("/api/paas/apps", AppView, {"name": NAME, "plan": cheapest.name})
 

@@ -14,6 +14,7 @@ from runtime.settings import RuntimeSettings
 from embedded import first_app
 from embedded.daemon import Daemon
 from embedded.engine import answers
+from embedded.first_app import Deployed
 from embedded.installation import Installation
 from embedded.settings import EmbeddedSettings
 from embedded.web import Api, Refused
@@ -67,22 +68,24 @@ def up(arguments: list[str]) -> int:
 
 def _example(here: Installation) -> str | None:
     """Deployed once: whoever stops or deletes it later does not get it back."""
-    mark = here.state / "example"
     api = Api(here.api_url)
-    try:
-        api.log_in(here.administrator.email, here.administrator.password)
-    except Refused:
-        if not mark.exists():
-            raise
-        # The administrator has chosen another password since.
-        return None
+    mark = here.state / "example.json"
     if mark.exists():
-        app = first_app.find(api)
+        try:
+            api.log_in(here.administrator.email, here.administrator.password)
+            app = first_app.look(api, Deployed.model_validate_json(mark.read_text()))
+        except Refused:
+            # Deleted, or the administrator has another password by now.
+            return None
+        if app.status != "running":
+            return None
     else:
         say("deploying the example")
-        app = first_app.deploy(api)
-        mark.touch()
-    if app is None or app.status != "running" or app.url is None:
+        api.log_in(here.administrator.email, here.administrator.password)
+        deployed = first_app.deploy(api)
+        mark.write_text(deployed.model_dump_json())
+        app = first_app.look(api, deployed)
+    if app.url is None:
         return None
     first_app.wait_for(app.url, here.ports.http)
     return app.url

@@ -46,6 +46,9 @@ class Api:
         answer = self.post("/api/auth/login", api.Token, {"email": email, "password": password})
         self._headers = {"Authorization": f"Bearer {answer.token}"}
 
+    def speak_for(self, organization: str) -> None:
+        self._headers["X-Organization"] = organization
+
     def get(self, path: str, kind: type[M]) -> M:
         return self._call("GET", path, kind, None, {})
 
