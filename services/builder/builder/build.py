@@ -1,0 +1,238 @@
+"""One build from its claim to its end: source, recipe, build, image.
+
+What the customer can mend ends the build; what is the platform's fault is tried again, from scratch; and a
+lease that is lost stops everything at once. Run by the service's loops, one per build at a time.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import structlog
+from contracts.errors import BerthError, InvalidInput, TooLarge, Unavailable
+from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, GitSource
+from runtime.runtime import Runtime
+
+from builder import context, recipe, repository
+from builder.build_log import LeaseLost, LogWriter
+from builder.engine_api import Refused
+from builder.hints import hint_for
+from builder.image_builder import ImageBuilder, Order, StepFailed
+from builder.queue import ATTEMPTS, Claimed, Queue
+from builder.settings import MIB, BuilderSettings
+from builder.upload import download
+
+log = structlog.get_logger("builder.build")
+
+_PATIENCE = 1.0
+_GIVE_BACK_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Builds:
+    runtime: Runtime
+    settings: BuilderSettings
+    images: ImageBuilder
+    queue: Queue
+    ca_bundle: bytes | None
+
+    async def work(self) -> bool:
+        """The next build, whole; False when none waits."""
+        claimed = await self.queue.claim()
+        if claimed is None:
+            return False
+        with structlog.contextvars.bound_contextvars(build=claimed.row.id, deployment=claimed.row.deployment):
+            await self._carry_out(claimed)
+        return True
+
+    async def _carry_out(self, claimed: Claimed) -> None:
+        writer = LogWriter(self.runtime, claimed.row, claimed.holder, int(self.settings.log_mb * MIB))
+        making = asyncio.create_task(self._attempt(claimed, writer), name="build")
+        helping = [
+            asyncio.create_task(self.queue.keep(claimed), name="keep lease"),
+            asyncio.create_task(writer.run(), name="write log"),
+        ]
+        try:
+            await asyncio.wait({making, *helping}, return_when=asyncio.FIRST_COMPLETED)
+            if not making.done():
+                await self._ended_badly(helping)
+        except asyncio.CancelledError:
+            await _stopped([making, *helping])
+            await self._give_back(claimed, writer)
+            raise
+        finally:
+            await _stopped([making, *helping])
+        if not making.cancelled():
+            making.result()
+
+    async def _attempt(self, claimed: Claimed, writer: LogWriter) -> None:
+        try:
+            result = await self._result(claimed, writer)
+            while True:
+                try:
+                    await writer.flush()
+                    if result is None:
+                        await self.queue.retry(claimed)
+                    else:
+                        await self.queue.finish(claimed, result)
+                    return
+                except Unavailable as error:
+                    # A finished build is not thrown away because the database is away for a moment.
+                    log.warning("a build's end waits for the database", error=str(error))
+                    await self.runtime.clock.sleep(_PATIENCE)
+        except LeaseLost as error:
+            log.info("the build is somebody else's now", why=str(error))
+
+    async def _result(self, claimed: Claimed, writer: LogWriter) -> BuildResult | None:
+        """None: to be tried again."""
+        row = claimed.row
+        if row.attempts > ATTEMPTS:
+            return BuildFailed(
+                step="build",
+                exit_code=None,
+                message=f"the builders stopped {ATTEMPTS} times while they worked on it",
+                hint="Deploy again. If it happens again, tell your provider.",
+            )
+        if row.attempts > 1:
+            await writer.write(
+                "source", "platform", f"Beginning again (attempt {row.attempts} of {ATTEMPTS})."
+            )
+        try:
+            await self.images.discard(row.id, but=claimed.holder)
+            async with asyncio.timeout(self._time_left(claimed)) as limit:
+                return await self._make(claimed, writer)
+        except TimeoutError as error:
+            if not limit.expired():
+                return await self._ours(claimed, writer, error)
+            minutes = self.settings.timeout_seconds / 60
+            return BuildFailed(
+                step="build", exit_code=None, message=f"the build was not done within {minutes:g} minutes"
+            )
+        except StepFailed as error:
+            hint = error.hint or hint_for(error.message, writer.tail)
+            return BuildFailed(step=error.step, exit_code=error.exit_code, message=error.message, hint=hint)
+        except LeaseLost:
+            raise
+        except Exception as error:
+            return await self._ours(claimed, writer, error)
+
+    def _time_left(self, claimed: Claimed) -> float:
+        begun = claimed.row.started_at
+        spent = 0.0 if begun is None else (self.runtime.clock.now() - begun).total_seconds()
+        return max(0.0, self.settings.timeout_seconds - spent)
+
+    async def _ours(self, claimed: Claimed, writer: LogWriter, error: Exception) -> BuildResult | None:
+        known = isinstance(error, BerthError | Refused)
+        words = str(error) if known else "the builder had an internal error"
+        log.warning("attempt failed", attempt=claimed.row.attempts, error=str(error), exc_info=not known)
+        if claimed.row.attempts >= ATTEMPTS:
+            return BuildFailed(
+                step="build",
+                exit_code=None,
+                message=f"{words} ({ATTEMPTS} attempts)",
+                hint=hint_for(words, ()),
+            )
+        await writer.write(
+            "build",
+            "platform",
+            f"Attempt {claimed.row.attempts} of {ATTEMPTS} failed: {words}. Trying again.",
+        )
+        return None
+
+    async def _give_back(self, claimed: Claimed, writer: LogWriter) -> None:
+        try:
+            async with asyncio.timeout(_GIVE_BACK_SECONDS):
+                await writer.write("build", "platform", "This builder is stopping; another takes over.")
+                await writer.flush()
+                await self.images.discard(claimed.row.id)
+                await self.queue.give_back(claimed)
+        except (LeaseLost, BerthError, Refused, TimeoutError) as error:
+            # The lease runs out by itself, and then it is taken over all the same.
+            log.info("the build could not be given back", error=str(error))
+
+    async def _ended_badly(self, helping: list[asyncio.Task[None]]) -> None:
+        for task in helping:
+            if task.done() and task.exception() is not None and not isinstance(task.exception(), LeaseLost):
+                log.error("a build was stopped", task=task.get_name(), error=str(task.exception()))
+            elif task.done():
+                log.info("the lease of a build was lost", task=task.get_name())
+
+    # --- the four steps ------------------------------------------------------------------------------
+
+    async def _make(self, claimed: Claimed, writer: LogWriter) -> BuildSucceeded:
+        request = claimed.request
+        order = Order(
+            build=claimed.row.id,
+            attempt=claimed.holder,
+            deployment=request.deployment,
+            workload=request.workload,
+            organization=request.organization,
+            memory_mb=max(request.limits.memory_mb, self.settings.memory_mb),
+            cpu_millis=max(request.limits.cpu_millis, self.settings.cpu_millis),
+        )
+        with contextlib.ExitStack() as files:
+            archive = files.enter_context(tempfile.TemporaryFile())
+            packed = files.enter_context(tempfile.TemporaryFile())
+            return await self._steps(claimed, order, archive, packed, writer)
+
+    async def _steps(
+        self, claimed: Claimed, order: Order, archive: BinaryIO, packed: BinaryIO, writer: LogWriter
+    ) -> BuildSucceeded:
+        request = claimed.request
+        commit = await self._source(claimed, order, archive, writer)
+        fetched = isinstance(request.source, GitSource)
+        limits = self.settings.source_limits(links=fetched)
+        try:
+            found = await asyncio.to_thread(
+                context.survey, archive, limits, recipe.wanted(request.build), unwrap=not fetched
+            )
+        except (InvalidInput, TooLarge) as error:
+            raise StepFailed("source", error.message) from error
+        await writer.write(
+            "source", "platform", f"The source has {found.files} files, {found.bytes:,} bytes."
+        )
+
+        chosen = recipe.choose(found.source, request.build, request.runtimes, self.ca_bundle)
+        for line in chosen.why:
+            await writer.write("recipe", "platform", line)
+
+        await asyncio.to_thread(context.write, archive, limits, found, chosen, packed)
+        image = await self.images.build(order, packed, chosen.dockerfile, chosen.bases, writer.of("build"))
+
+        published = await self.images.publish(order, image, writer.of("image"))
+        await writer.write(
+            "image", "platform", f"The image has {image.size_bytes:,} bytes: {published.digest}"
+        )
+        return BuildSucceeded(
+            image=published.reference,
+            digest=published.digest,
+            size_bytes=image.size_bytes,
+            recipe=chosen.name,
+            processes=dict(chosen.processes),
+            port=image.ports[0] if len(image.ports) == 1 else None,
+            commit=commit,
+        )
+
+    async def _source(
+        self, claimed: Claimed, order: Order, archive: BinaryIO, writer: LogWriter
+    ) -> str | None:
+        source = claimed.request.source
+        if isinstance(source, GitSource):
+            await writer.write(
+                "source", "platform", f"Fetching {source.url} ({source.ref or 'default branch'})."
+            )
+            checked = await repository.check(source, allow_private=self.settings.allow_private_git)
+            commit = await self.images.fetch(order, checked, archive, writer.of("source"))
+            await writer.write("source", "platform", f"Commit {commit}.")
+            return commit
+        await writer.write("source", "platform", f"Taking the upload {source.source}.")
+        await download(self.runtime.bus, source, archive)
+        return None
+
+
+async def _stopped(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

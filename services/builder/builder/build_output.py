@@ -1,0 +1,86 @@
+"""What the engine says while it builds, JSON made into lines, a step and an end. PURE."""
+
+import json
+import re
+from collections.abc import Iterator
+
+from builder.image_builder import Stream
+
+# The engine's classic builder paints what a step writes to stderr.
+_RED, _PLAIN = "\x1b[91m", "\x1b[0m"
+_STEP = re.compile(r"^Step \d+/\d+ : (.*)$")
+_LAYER = re.compile(r"^ ---> ([0-9a-f]{12})$")
+_CHATTER = re.compile(r"^( ---> |Removing intermediate container |Successfully (built|tagged) )")
+_LONGEST_PART = 64 * 1024
+
+Line = tuple[Stream, str]
+
+
+class BuildOutput:
+    def __init__(self) -> None:
+        self.image: str | None = None
+        # Of an image that was pushed.
+        self.digest: str | None = None
+        self.instruction: str | None = None
+        self.error: str | None = None
+        self.exit_code: int | None = None
+        # As the engine shows them; a step could have printed one, so this is no more than a hint.
+        self.layers: set[str] = set()
+        self._bytes = b""
+        self._parts: dict[Stream, str] = {"stdout": "", "stderr": ""}
+
+    def feed(self, chunk: bytes) -> Iterator[Line]:
+        *messages, self._bytes = (self._bytes + chunk).split(b"\r\n")
+        for message in messages:
+            if message.strip():
+                yield from self._message(json.loads(message))
+
+    def end(self) -> Iterator[Line]:
+        for stream, text in self._parts.items():
+            if text:
+                yield from self._line(stream, text)
+        self._parts = {"stdout": "", "stderr": ""}
+
+    def _message(self, message: dict[str, object]) -> Iterator[Line]:
+        if "stream" in message:
+            yield from self._text(str(message["stream"]))
+        elif "error" in message or "errorDetail" in message:
+            detail = message.get("errorDetail")
+            detail = detail if isinstance(detail, dict) else {}
+            self.error = str(detail.get("message") or message.get("error"))
+            self.exit_code = detail.get("code") or None
+        elif isinstance(aux := message.get("aux"), dict):
+            self.image = aux.get("ID", self.image)
+            self.digest = aux.get("Digest", self.digest)
+        elif "status" in message and "progressDetail" not in message:
+            yield "platform", str(message["status"])
+
+    def _text(self, text: str) -> Iterator[Line]:
+        stream: Stream = "stdout"
+        if text.startswith(_RED):
+            stream, text = "stderr", text.removeprefix(_RED).removesuffix(_PLAIN)
+        *lines, rest = (self._parts[stream] + text).split("\n")
+        if len(rest) > _LONGEST_PART:
+            lines, rest = [*lines, rest], ""
+        self._parts[stream] = rest
+        for line in lines:
+            yield from self._line(stream, line)
+
+    def _line(self, stream: Stream, text: str) -> Iterator[Line]:
+        step = _STEP.match(text) if stream == "stdout" else None
+        layer = _LAYER.match(text)
+        if step is not None:
+            self.instruction = step[1]
+            yield "platform", text
+        elif layer is not None and stream == "stdout":
+            self.layers.add(layer[1])
+        elif text == " ---> Using cache":
+            yield "platform", "Using cache"
+        elif self._worth_a_line(stream, text):
+            yield stream, text
+
+    def _worth_a_line(self, stream: Stream, text: str) -> bool:
+        """A blank line is a step's own; those around the engine's words say nothing."""
+        if text:
+            return not _CHATTER.match(text)
+        return stream == "stderr" or (self.instruction or "").upper().startswith("RUN")

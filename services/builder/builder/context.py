@@ -1,0 +1,85 @@
+"""From a source archive to a build's context, both tar, without unpacking either. Blocking: runs in a thread.
+
+A single folder around everything is taken off; owners and odd permissions are, too: the platform runs the
+result under a user id of the organization's own, which must be able to read it.
+"""
+
+import io
+import tarfile
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from contracts.archive import ArchiveLimits, entries
+
+from builder.ignore import Ignore
+from builder.recipe import LARGEST_TEXT, Recipe, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    source: Source
+    files: int
+    bytes: int
+    # The folder around everything, with its slash; empty when there is none.
+    root: str
+
+
+def survey(archive: BinaryIO, limits: ArchiveLimits, wanted: frozenset[str], *, unwrap: bool) -> Survey:
+    names: list[str] = []
+    texts: dict[str, str] = {}
+    size = 0
+    first: str | None = None
+    wrapped = unwrap
+    for entry in entries(archive, limits):
+        top, _, inner = entry.name.partition("/")
+        first = first or top
+        wrapped = wrapped and top == first and (bool(inner) or entry.info.isdir())
+        if entry.info.isdir():
+            continue
+        names.append(entry.name)
+        size += entry.info.size
+        # Below the first folder only: texts of others would never be asked for.
+        asked = entry.name in wanted or (wrapped and inner in wanted)
+        if asked and entry.data is not None and entry.info.size <= LARGEST_TEXT:
+            texts[entry.name] = entry.data.read().decode(errors="replace")
+    root = f"{first}/" if wrapped and names else ""
+    source = Source(
+        frozenset(name.removeprefix(root) for name in names),
+        {name.removeprefix(root): text for name, text in texts.items() if name.startswith(root)},
+    )
+    return Survey(source, len(names), size, root)
+
+
+def write(archive: BinaryIO, limits: ArchiveLimits, survey: Survey, recipe: Recipe, into: BinaryIO) -> None:
+    ignored = None
+    if not recipe.below:
+        ignored = Ignore(survey.source.texts.get(".dockerignore", ""))
+    with tarfile.open(fileobj=into, mode="w") as context:
+        for entry in entries(archive, limits):
+            name = entry.name.removeprefix(survey.root)
+            folder_around = f"{entry.name}/" == survey.root
+            if folder_around or any(part in recipe.unwanted for part in name.split("/")):
+                continue
+            # The engine reads these two even when they are to be left out of the image.
+            if (
+                ignored is not None
+                and name not in (recipe.dockerfile, ".dockerignore")
+                and ignored.leaves_out(name)
+            ):
+                continue
+            context.addfile(_plain(entry.info, recipe.below + name), entry.data)
+        for name, body in recipe.added.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(body), 0o644
+            context.addfile(info, io.BytesIO(body))
+    into.seek(0)
+
+
+def _plain(found: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mtime = found.type, found.linkname, int(found.mtime)
+    info.size = found.size if found.isfile() else 0
+    info.mode = 0o755 if found.isdir() or found.mode & 0o100 else 0o644
+    if found.isfile():
+        info.type = tarfile.REGTYPE
+    return info

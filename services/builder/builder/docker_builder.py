@@ -1,0 +1,341 @@
+"""The image builder on the Docker Engine: its classic builder, the one that confines what it runs.
+
+BuildKit knows no limit of memory or CPU and no network of one's own; the classic builder has both and costs
+0.2 s more. A build's steps run on a bridge where no container sees another, with a name that the node agent's
+firewall covers. Used by the builds' loops; several builders may share one engine.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator, Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import structlog
+from contracts.errors import ProviderFailed, Unavailable
+from runtime.clock import Clock
+
+from builder.build_output import BuildOutput
+from builder.dockerfile import triggers
+from builder.engine_api import EngineApi, Refused, tar_of
+from builder.git_sandbox import GitSandbox
+from builder.hints import is_ours
+from builder.image_builder import BuiltImage, KeptImage, Order, PublishedImage, Repository, Say, StepFailed
+from builder.repository import is_public, resolve
+
+log = structlog.get_logger("builder.engine")
+
+MIB = 1024 * 1024
+_PERIOD = 100_000
+# Images of the platform itself, made on the engine and never pulled.
+OWN = "berth/"
+PREFIX, ORGANIZATION, WORKLOAD = "berth.prefix", "berth.organization", "berth.workload"
+DEPLOYMENT, BUILD, ATTEMPT = "berth.deployment", "berth.build", "berth.attempt"
+# A container of a build that no builder knows any more is not swept before it has had time to end by itself.
+_ABANDONED = timedelta(minutes=10)
+
+
+class DockerBuilder:
+    def __init__(
+        self,
+        api: EngineApi,
+        clock: Clock,
+        *,
+        prefix: str,
+        pids: int,
+        git_image: str,
+        git_seconds: float,
+        source_bytes: int,
+        ca_bundle: bytes | None,
+        registry: str | None,
+    ) -> None:
+        self._api = api
+        self._clock = clock
+        self._prefix = prefix
+        self._pids = pids
+        self._registry = registry
+        self._layers: set[str] = set()
+        self._engine: str | None = None
+        self.network = f"{prefix}-build"
+        self._git = GitSandbox(
+            api,
+            network=self.network,
+            image=git_image,
+            seconds=git_seconds,
+            pids=pids,
+            largest=source_bytes,
+            ca_bundle=ca_bundle,
+        )
+
+    # --- building ----------------------------------------------------------------------------------
+
+    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> str:
+        await self._ensure_network()
+        labels = {PREFIX: self._prefix, BUILD: order.build, ATTEMPT: order.attempt}
+        return await self._git.fetch(labels, repository, into, say)
+
+    async def build(
+        self, order: Order, context: BinaryIO, dockerfile: str, bases: Collection[str], say: Say
+    ) -> BuiltImage:
+        await self._ensure_network()
+        for base in bases:
+            await self._admit(base, say)
+        memory = order.memory_mb * MIB
+        query = {
+            "dockerfile": dockerfile,
+            "rm": True,
+            "forcerm": True,
+            "memory": memory,
+            "memswap": memory,
+            "cpuperiod": _PERIOD,
+            "cpuquota": order.cpu_millis * _PERIOD // 1000,
+            "networkmode": self.network,
+            "labels": {
+                PREFIX: self._prefix,
+                ORGANIZATION: order.organization,
+                WORKLOAD: order.workload,
+                DEPLOYMENT: order.deployment,
+            },
+        }
+        output = BuildOutput()
+        try:
+            async with (
+                self._few_processes(),
+                self._api.stream("POST", "/build", query, tar_of(context)) as chunks,
+            ):
+                async for chunk in chunks:
+                    for stream, text in output.feed(chunk):
+                        await say(stream, text)
+            for stream, text in output.end():
+                await say(stream, text)
+        except Refused as error:
+            # Before the first step: it could not read the Dockerfile, or does not find it.
+            output.error = error.words
+        finally:
+            self._layers |= output.layers
+        if output.error is not None or output.image is None:
+            raise _failed(output)
+        found = await self._api.call("GET", f"/images/{output.image}/json")
+        ports = {int(port.partition("/")[0]) for port in found["Config"].get("ExposedPorts") or {}}
+        return BuiltImage(output.image, found["Size"], tuple(sorted(ports)))
+
+    @contextlib.asynccontextmanager
+    async def _few_processes(self) -> AsyncIterator[None]:
+        """The classic builder has no limit of processes: each step gets one as it joins the network."""
+        filters = {"type": ["network"], "event": ["connect"], "network": [self.network]}
+        async with self._api.stream("GET", "/events", {"filters": filters}) as chunks:
+            limiting = asyncio.create_task(self._limit_each(chunks), name="limit processes")
+            try:
+                yield
+            finally:
+                limiting.cancel()
+                for outcome in await asyncio.gather(limiting, return_exceptions=True):
+                    if isinstance(outcome, Exception):
+                        log.warning("steps of a build ran without a limit of processes", error=str(outcome))
+
+    async def _limit_each(self, chunks: AsyncIterator[bytes]) -> None:
+        rest = b""
+        async for chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                container = json.loads(line)["Actor"]["Attributes"]["container"]
+                try:
+                    await self._api.call(
+                        "POST", f"/containers/{container}/update", body={"PidsLimit": self._pids}
+                    )
+                except (Refused, Unavailable) as error:
+                    log.debug("a step ended before it was limited", container=container, error=str(error))
+
+    async def _admit(self, base: str, say: Say) -> None:
+        """A base the customer may build on, present in the engine when this returns."""
+        try:
+            found = await self._image(base)
+            if found is None and base.startswith(OWN):
+                # Whoever has this name in a public registry is not us.
+                raise StepFailed("build", f"the platform has no image {base}")
+            if found is None:
+                await self._pull(base, say)
+                found = await self._image(base)
+        except Refused as error:
+            raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
+        labels = (found or {}).get("Config", {}).get("Labels") or {}
+        if DEPLOYMENT in labels:
+            raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
+        inherited = triggers((found or {}).get("Config", {}).get("OnBuild") or ())
+        if inherited:
+            raise StepFailed("build", f"the base image {base} copies from further images ({inherited[0]})")
+
+    async def _image(self, reference: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = await self._api.call("GET", f"/images/{quote(reference)}/json")
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    async def _pull(self, base: str, say: Say) -> None:
+        first, _, rest = base.partition("/")
+        if rest and ("." in first or ":" in first or first == "localhost"):
+            host, _, port = first.partition(":")
+            if not is_public(await resolve(host, int(port) if port.isdecimal() else 443)):
+                raise StepFailed("build", f"the base image {base} is on a private address")
+        await say("platform", f"Pulling {base}")
+        name, tag = (base, "") if "@" in base or ":" in base.rpartition("/")[2] else (base, "latest")
+        output = BuildOutput()
+        query = {"fromImage": name, "tag": tag or None}
+        async with self._api.stream("POST", "/images/create", query) as chunks:
+            async for chunk in chunks:
+                for stream, text in output.feed(chunk):
+                    await say(stream, text)
+        if output.error is not None:
+            if is_ours(output.error):
+                raise ProviderFailed(f"{base} could not be pulled: {output.error}")
+            raise StepFailed("build", f"the base image {base} could not be pulled: {output.error}")
+
+    async def publish(self, order: Order, image: BuiltImage, say: Say) -> PublishedImage:
+        if self._registry is None:
+            return PublishedImage(image.id, image.id)
+        repository = f"{self._registry}/{order.organization}/{order.workload}"
+        tag = order.deployment
+        await self._api.call("POST", f"/images/{image.id}/tag", {"repo": repository, "tag": tag})
+        await say("platform", f"Pushing {repository}:{tag}")
+        output, digest = BuildOutput(), None
+        # No log-in: the registry is the platform's own. The engine asks for the header all the same.
+        nobody = [("X-Registry-Auth", base64.urlsafe_b64encode(b"{}").decode())]
+        path = f"/images/{repository}/push"
+        async with self._api.stream("POST", path, {"tag": tag}, headers=nobody) as chunks:
+            async for chunk in chunks:
+                for _ in output.feed(chunk):
+                    continue
+                digest = output.digest or digest
+        if output.error is not None or digest is None:
+            raise ProviderFailed(f"the image could not be pushed: {output.error or 'no digest came back'}")
+        return PublishedImage(f"{repository}@{digest}", digest)
+
+    # --- the network -------------------------------------------------------------------------------
+
+    async def _ensure_network(self) -> None:
+        try:
+            await self._api.call("GET", f"/networks/{self.network}")
+            return
+        except Refused as error:
+            if error.status != 404:
+                raise
+        wanted = {
+            "Name": self.network,
+            "CheckDuplicate": True,
+            "Driver": "bridge",
+            "Labels": {PREFIX: self._prefix},
+            "Options": {
+                "com.docker.network.bridge.name": self.network,
+                # One build does not see another, nor the repository that is fetched for a third.
+                "com.docker.network.bridge.enable_icc": "false",
+            },
+        }
+        try:
+            await self._api.call("POST", "/networks/create", body=wanted)
+        except Refused as error:
+            # Another builder on this engine was faster.
+            if error.status not in (403, 409):
+                raise
+
+    # --- order afterwards --------------------------------------------------------------------------
+
+    async def discard(self, build: str, but: str | None = None) -> None:
+        for found in await self._containers({"label": [f"{PREFIX}={self._prefix}", f"{BUILD}={build}"]}):
+            if found["Labels"].get(ATTEMPT) != but:
+                await self._remove_container(found["Id"])
+
+    async def sweep(self, active: Collection[str]) -> None:
+        before = (self._clock.now() - _ABANDONED).timestamp()
+        for found in await self._containers({"network": [self.network]}):
+            build = found["Labels"].get(BUILD)
+            ended = found["State"] not in ("running", "restarting", "paused")
+            # The engine's own step containers carry no label of ours; while they run they are somebody's.
+            if (build is None and not ended) or build in active or found["Created"] > before:
+                continue
+            await self._remove_container(found["Id"])
+
+    async def _containers(self, filters: dict[str, list[str]]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self._api.call(
+            "GET", "/containers/json", {"all": True, "filters": filters}
+        )
+        return found
+
+    async def _remove_container(self, container: str) -> None:
+        try:
+            await self._api.call("DELETE", f"/containers/{container}", {"force": True, "v": True})
+        except Refused as error:
+            # Gone, or somebody else is at it.
+            if error.status not in (404, 409):
+                raise
+
+    async def images(self) -> tuple[KeptImage, ...]:
+        filters = {"label": [f"{PREFIX}={self._prefix}", DEPLOYMENT]}
+        found = await self._api.call("GET", "/images/json", {"all": True, "filters": filters})
+        return tuple(
+            KeptImage(
+                one["Id"],
+                tuple(tag for tag in one["RepoTags"] or () if tag != "<none>:<none>"),
+                one["Labels"][DEPLOYMENT],
+                one["Labels"].get(WORKLOAD, ""),
+                datetime.fromtimestamp(one["Created"], UTC),
+            )
+            for one in found
+        )
+
+    async def remove(self, image: KeptImage) -> bool:
+        for name in image.references or (image.id,):
+            if not await self._remove_image(name):
+                return False
+        return True
+
+    async def _remove_image(self, name: str) -> bool:
+        """The engine refuses by itself what a container uses, running or not, and what others build on."""
+        try:
+            await self._api.call("DELETE", f"/images/{quote(name)}")
+        except Refused as error:
+            if error.status == 409:
+                return False
+            if error.status != 404:
+                raise
+        return True
+
+    def layers(self) -> frozenset[str]:
+        layers = frozenset(self._layers)
+        self._layers.clear()
+        return layers
+
+    async def forget(self, layer: str) -> bool:
+        found = await self._image(layer)
+        if found is None:
+            return True
+        # A step may have printed the name of any image; only a nameless one that is no app's is cache.
+        if found["RepoTags"] or found["RepoDigests"] or DEPLOYMENT in (found["Config"].get("Labels") or {}):
+            return True
+        return await self._remove_image(layer)
+
+    async def engine(self) -> str:
+        if self._engine is None:
+            self._engine = str((await self._api.call("GET", "/info"))["ID"])
+        return self._engine
+
+    async def close(self) -> None:
+        """An unused network goes; the next build makes it again."""
+        try:
+            await self._api.call("DELETE", f"/networks/{self.network}", timeout=5)
+        except (Refused, Unavailable) as error:
+            log.debug("the builds' network stays", network=self.network, error=str(error))
+
+
+def _failed(output: BuildOutput) -> Exception:
+    message = output.error or "the engine ended the build without an image"
+    if output.error is None or (output.exit_code is None and is_ours(message)):
+        return ProviderFailed(f"the engine could not build: {message}")
+    if output.exit_code is not None and output.instruction:
+        message = f"`{output.instruction[:300]}` ended with exit code {output.exit_code}"
+    return StepFailed("build", message, exit_code=output.exit_code)

@@ -1,0 +1,117 @@
+"""The port through which a build is carried out: fetch a repository, build a context, keep order afterwards.
+
+Everything untrusted (a repository's server, a repository's content, a build's commands) happens behind it, in
+containers that are thrown away. One real implementation, one fake, one suite for both in `tests/ports/`.
+"""
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import BinaryIO, Literal, Protocol
+
+Step = Literal["source", "recipe", "build", "image"]
+Stream = Literal["stdout", "stderr", "platform"]
+# One line of output. Waiting for it slows down who speaks too fast.
+Say = Callable[[Stream, str], Awaitable[None]]
+
+
+class StepFailed(Exception):
+    """The customer's to mend, and so never tried again. Whatever else is raised is the platform's fault."""
+
+    def __init__(self, step: Step, message: str, *, exit_code: int | None = None, hint: str | None = None):
+        super().__init__(message)
+        self.step = step
+        self.message = message
+        self.exit_code = exit_code
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Whose build this is. `attempt` is new each time it is begun."""
+
+    build: str
+    attempt: str
+    deployment: str
+    workload: str
+    organization: str
+    memory_mb: int
+    cpu_millis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """Checked: `address` is what the host's name stood for when it was found to be no private one."""
+
+    url: str
+    host: str
+    address: str
+    ref: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    id: str
+    size_bytes: int
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedImage:
+    """`reference` is what a node starts."""
+
+    reference: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptImage:
+    id: str
+    references: tuple[str, ...]
+    deployment: str
+    workload: str
+    made_at: datetime
+
+
+class ImageBuilder(Protocol):
+    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> str:
+        """Writes the tree as a plain tar; the commit it belongs to."""
+        ...
+
+    async def build(
+        self, order: Order, context: BinaryIO, dockerfile: str, bases: Collection[str], say: Say
+    ) -> BuiltImage:
+        """`context` is a plain tar, `bases` the images its Dockerfile names and the customer chose."""
+        ...
+
+    async def publish(self, order: Order, image: BuiltImage, say: Say) -> PublishedImage: ...
+
+    async def discard(self, build: str, but: str | None = None) -> None:
+        """Removes the containers of a build, those of the attempt `but` aside."""
+        ...
+
+    async def sweep(self, active: Collection[str]) -> None:
+        """Removes what builds left that are not `active`: containers."""
+        ...
+
+    async def images(self) -> tuple[KeptImage, ...]:
+        """Every image this installation has built and not removed."""
+        ...
+
+    async def remove(self, image: KeptImage) -> bool:
+        """False: a container uses it."""
+        ...
+
+    def layers(self) -> frozenset[str]:
+        """Of the build cache, what was made or used since this was asked last."""
+        ...
+
+    async def forget(self, layer: str) -> bool:
+        """Removes one from the build cache. False: something is built on it."""
+        ...
+
+    async def engine(self) -> str:
+        """Which engine images and layers are kept in."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,121 @@
+"""What builds leave behind: containers of builds that are over, images no release needs, old cache.
+
+Never an image of a release, of a build that may become one, or of a running container. When the gateway
+does not say which releases there are, none is removed.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+from contracts.queries import WorkloadsAfter
+from runtime.runtime import Runtime
+from runtime.store import PLATFORM
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from builder.image_builder import ImageBuilder, KeptImage
+from builder.settings import BuilderSettings
+from builder.tables import BuildRow, LayerRow
+
+log = structlog.get_logger("builder.janitor")
+
+# A build that has just ended is not yet a release; the gateway may still be making it one.
+_FRESH = timedelta(hours=1)
+_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Workloads that are there, the images of their releases, and the deployments built last of each."""
+
+    workloads: frozenset[str]
+    images: frozenset[str]
+    deployments: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Janitor:
+    runtime: Runtime
+    settings: BuilderSettings
+    images: ImageBuilder
+
+    async def work(self) -> None:
+        await self.images.sweep(await self._active())
+        await self._remember_layers()
+        await self._remove_images()
+        await self._forget_layers()
+
+    async def _active(self) -> set[str]:
+        async with self.runtime.store.transaction(PLATFORM) as tx:
+            return set(await tx.scalars(select(BuildRow.id).where(BuildRow.state == "building")))
+
+    async def _remove_images(self) -> None:
+        needed = await self._needed()
+        for image in superfluous(await self.images.images(), needed):
+            if self.runtime.clock.now() - image.made_at < _FRESH:
+                continue
+            if await self.images.remove(image):
+                log.info("image removed", image=image.id, deployment=image.deployment)
+
+    async def _needed(self) -> Needed:
+        workloads, images = set(), set()
+        page = await self.runtime.bus.ask(WorkloadsAfter())
+        while True:
+            for spec in page.specs:
+                if spec.state != "deleted":
+                    workloads.add(spec.id)
+                    images.add(spec.image or "")
+            if page.next is None:
+                break
+            page = await self.runtime.bus.ask(WorkloadsAfter(after=page.next))
+        place = func.row_number().over(partition_by=BuildRow.workload, order_by=BuildRow.finished_at.desc())
+        built = (
+            select(BuildRow.deployment, place.label("place")).where(BuildRow.state == "succeeded").subquery()
+        )
+        async with self.runtime.store.transaction(PLATFORM) as tx:
+            found = await tx.execute(
+                select(built.c.deployment).where(built.c.place <= self.settings.keep_images)
+            )
+            last = set(found.scalars())
+        return Needed(frozenset(workloads), frozenset(images), frozenset(last))
+
+    async def _remember_layers(self) -> None:
+        used = self.images.layers()
+        if not used:
+            return
+        engine, now = await self.images.engine(), self.runtime.clock.now()
+        rows = [{"engine": engine, "id": layer, "used_at": now} for layer in sorted(used)]
+        statement = insert(LayerRow).values(rows)
+        async with self.runtime.store.transaction(PLATFORM) as tx:
+            await tx.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[LayerRow.engine, LayerRow.id],
+                    set_={"used_at": statement.excluded.used_at},
+                )
+            )
+
+    async def _forget_layers(self) -> None:
+        before = self.runtime.clock.now() - timedelta(days=self.settings.cache_days)
+        async with self.runtime.store.transaction(PLATFORM) as tx:
+            old = await tx.scalars(
+                select(LayerRow).where(LayerRow.used_at < before).order_by(LayerRow.used_at).limit(_AT_ONCE)
+            )
+        if not old:
+            return
+        engine = await self.images.engine()
+        gone = [row.id for row in old if row.engine == engine and await self.images.forget(row.id)]
+        async with self.runtime.store.transaction(PLATFORM) as tx:
+            await tx.execute(delete(LayerRow).where(LayerRow.engine == engine, LayerRow.id.in_(gone)))
+
+
+def superfluous(images: Iterable[KeptImage], needed: Needed) -> list[KeptImage]:
+    """PURE. Those of workloads that are gone, and those neither released nor built lately."""
+    groups: defaultdict[bool, list[KeptImage]] = defaultdict(list)
+    for image in images:
+        released = image.id in needed.images or any(name in needed.images for name in image.references)
+        kept = image.workload in needed.workloads and (released or image.deployment in needed.deployments)
+        groups[kept].append(image)
+    return groups[False]

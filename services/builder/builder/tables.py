@@ -1,0 +1,52 @@
+"""Builds, their logs, and when a layer of the build cache was last used."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from runtime.lease import Leased
+from sqlalchemy import BigInteger, DateTime, LargeBinary, Text, func
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+State = Literal["queued", "building", "succeeded", "failed", "cancelled"]
+
+
+class Base(DeclarativeBase): ...
+
+
+class BuildRow(Leased, Base):
+    __tablename__ = "build"
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    deployment: Mapped[str] = mapped_column(Text, unique=True)
+    workload: Mapped[str] = mapped_column(Text)
+    organization: Mapped[str] = mapped_column(Text)
+    request: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    state: Mapped[State] = mapped_column(Text)
+    queued_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    image: Mapped[str | None] = mapped_column(Text)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    # Where the log ends: only the holder of the lease writes on from here.
+    log_sequence: Mapped[int] = mapped_column(server_default="0")
+    log_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+
+class LogRow(Base):
+    """Lines `first` to `last`, as JSON."""
+
+    __tablename__ = "build_log"
+    deployment: Mapped[str] = mapped_column(Text, primary_key=True)
+    first: Mapped[int] = mapped_column(primary_key=True)
+    last: Mapped[int]
+    organization: Mapped[str] = mapped_column(Text)
+    lines: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class LayerRow(Base):
+    """An intermediate image: the engine itself does not remember when it was last of use."""
+
+    __tablename__ = "layer"
+    engine: Mapped[str] = mapped_column(Text, primary_key=True)
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    used_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
