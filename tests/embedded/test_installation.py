@@ -163,4 +163,4 @@ def test_a_refusal_of_the_api_is_passed_on_in_its_words(refusing_api: int) -> No
 
 def test_an_app_that_does_not_answer_is_one_line(free_port: Callable[[], int]) -> None:
     with pytest.raises(Unavailable, match=r"http://hello.localhost:1 does not answer \(.*refused"):
-        first_app.wait_for("http://hello.localhost:1", free_port(), seconds=0.2)
+        first_app.wait_for("http://hello.localhost:1", f"http://127.0.0.1:{free_port()}", seconds=0.2)

@@ -53,14 +53,14 @@ def look(api: Api, deployed: Deployed) -> AppView:
     return api.get(f"/api/paas/apps/{deployed.app}", AppView)
 
 
-def wait_for(url: str, port: int, seconds: float = 30) -> None:
+def wait_for(url: str, ingress: str, seconds: float = 30) -> None:
     """Asks the ingress itself: not every machine resolves names below localhost."""
     host = url.partition("://")[2].partition("/")[0]
     deadline = time.monotonic() + seconds
     last: int | OSError = 0
     while time.monotonic() < deadline:
         try:
-            last, _ = get(f"http://127.0.0.1:{port}/", host)
+            last, _ = get(ingress, host)
             if last == HTTPStatus.OK:
                 return
         except OSError as error:

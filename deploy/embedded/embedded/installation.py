@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from http import HTTPStatus
+from ipaddress import ip_address
 from pathlib import Path
 
 from contracts.errors import Unavailable
@@ -67,6 +68,11 @@ class Installation:
     @property
     def api_url(self) -> str:
         return f"http://127.0.0.1:{self.ports.api}"
+
+    @property
+    def ingress_url(self) -> str:
+        host = self.settings.ingress_host
+        return f"http://{'127.0.0.1' if ip_address(host).is_unspecified else host}:{self.ports.http}"
 
     # --- the folder --------------------------------------------------------------------------------------
 
@@ -246,7 +252,7 @@ class Installation:
             "BUILDER_ENGINE": self.engine.host,
             "NODE_AGENT_ENGINE": self.engine.host,
             "NODE_AGENT_ROUTES": str(self.traefik.routes),
-            "NODE_AGENT_INGRESS_URL": f"http://127.0.0.1:{self.ports.http}",
+            "NODE_AGENT_INGRESS_URL": self.ingress_url,
         }
         if self.runtime.secret is None:
             told["BERTH_SECRET_FILE"] = str(self.runtime.secret_file or self.state / "secret")

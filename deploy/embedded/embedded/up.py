@@ -87,7 +87,7 @@ def _example(here: Installation) -> str | None:
         app = first_app.look(api, deployed)
     if app.url is None:
         return None
-    first_app.wait_for(app.url, here.ports.http)
+    first_app.wait_for(app.url, here.ingress_url)
     return app.url
 
 
