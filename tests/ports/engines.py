@@ -13,6 +13,7 @@ from contracts.money import Rate
 from contracts.workload import HealthCheck, Limits, Slot
 from docker import APIClient
 from docker.errors import NotFound
+from embedded.leftovers import remove_firewall
 from node_agent.docker_engine import DockerEngine
 from node_agent.docker_networks import Networks
 from node_agent.engine import Blueprint, ContainerEngine, Credentials, Identity
@@ -106,12 +107,22 @@ def docker_engine(node: str = "local", policy: Policy | None = None) -> DockerEn
     )
 
 
+def sweep(client: APIClient, node: str = "local") -> None:
+    """Whatever this node has made, off the machine."""
+    labels = [f"berth.prefix={PREFIX}", f"berth.node={node}"]
+    for container in client.containers(all=True, filters={"label": labels}):
+        client.remove_container(container["Id"], force=True, v=True)
+    for network in client.networks(filters={"label": labels}):
+        client.remove_network(network["Id"])
+    remove_firewall((f"{PREFIX.upper()}-",))
+
+
 @asynccontextmanager
 async def docker_hands() -> AsyncIterator[DockerHands]:
     client = APIClient(base_url=URL, version="auto")
     engine = docker_engine()
     # What a crashed run left behind.
-    await engine.dismantle()
+    sweep(client)
     try:
         docker_image.ensure(client)
         with registry.registry() as pullable:
@@ -119,7 +130,7 @@ async def docker_hands() -> AsyncIterator[DockerHands]:
             with suppress(NotFound):
                 client.remove_image(pullable, force=True)
     finally:
-        await engine.dismantle()
+        sweep(client)
         await engine.close()
         client.close()
 

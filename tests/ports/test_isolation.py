@@ -14,8 +14,8 @@ from ipaddress import IPv4Network
 import pytest
 from contracts.ids import new_id
 from contracts.workload import Limits
+from embedded.leftovers import remove_firewall
 from node_agent.engine import Instance
-from node_agent.firewall import Firewall
 from node_agent.firewall_rules import Policy
 from node_agent.health import probe
 
@@ -205,8 +205,7 @@ async def test_neither_the_machine_nor_a_private_network_nor_metadata_is_in_reac
 
     assert await reached() == set()
     # The rules are what keeps it from them: without the machine's, its own services are open.
-    firewall = Firewall(Policy(PREFIX, POOL))
-    await asyncio.to_thread(firewall.remove)
+    await asyncio.to_thread(remove_firewall, (f"{PREFIX.upper()}-",))
     assert await reached() >= machine
     # Somebody removed the rules; the next reconcile brings them back.
     await docker.engine.reassert()
@@ -240,8 +239,7 @@ async def test_two_nodes_on_one_machine_do_not_see_each_other(docker: DockerHand
     other = docker_engine(node="other")
     try:
         assert await other.instances() == ()
-        await other.dismantle()
-        await docker.engine.reassert()
+        await other.reassert()
         await one.answers()
     finally:
         await other.close()

@@ -68,6 +68,8 @@ class DockerEngine:
         # Networks and addresses are looked up and then taken: one at a time.
         self._dealing = threading.Lock()
         self._connected: APIClient | None = None
+        # The rules were in place when they were last looked at.
+        self._isolated = False
 
     # --- the connection ----------------------------------------------------------------------------
 
@@ -110,21 +112,10 @@ class DockerEngine:
         await self._call(assert_all)
 
     def _assert_rules(self, client: Any) -> None:
+        self._isolated = False
         if self._firewall is not None:
             self._firewall.reassert(self._networks.bridges(client))
-
-    async def dismantle(self) -> None:
-        """Takes everything this node made off the machine: what a `down` calls once it may be gone."""
-
-        def remove_all(client: Any) -> None:
-            for found in self._containers(client):
-                client.remove_container(found["Id"], v=True, force=True)
-            with self._dealing:
-                self._networks.forget_unused(client)
-            if self._firewall is not None:
-                self._firewall.remove()
-
-        await self._call(remove_all)
+        self._isolated = True
 
     # --- images ------------------------------------------------------------------------------------
 
@@ -156,7 +147,7 @@ class DockerEngine:
         def create(client: Any) -> Instance:
             with self._dealing:
                 network, new = self._networks.ensure(client, blueprint.identity.organization)
-                if new:
+                if new or not self._isolated:
                     self._assert_rules(client)
                 try:
                     address = str(self._networks.address(client, network))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from contracts.errors import BerthError, Unavailable
 
-from node_agent.firewall_rules import Policy, render, render_removal
+from node_agent.firewall_rules import Policy, render
 
 _PATIENCE = 30
+_RESTORE = ["iptables-restore", "--noflush", "--wait", "10"]
 _TRUST = "set NODE_AGENT_FIREWALL=off if everybody who deploys to this machine is trusted with it"
 
 
@@ -28,16 +29,7 @@ class Firewall:
 
     def reassert(self, bridges: Iterable[str]) -> None:
         policy = replace(self._policy, resolvers=resolvers_in(self._resolv_conf.read_text()))
-        self._restore(render(policy, bridges, self._saved()))
-
-    def remove(self) -> None:
-        self._restore(render_removal(self._policy, self._saved()))
-
-    def _saved(self) -> str:
-        return _run(["iptables-save"])
-
-    def _restore(self, rules: str) -> None:
-        _run(["iptables-restore", "--noflush", "--wait", "10"], rules)
+        _run(_RESTORE, render(policy, bridges, _run(["iptables-save"])))
 
 
 def resolvers_in(resolv_conf: str) -> tuple[IPv4Address, ...]:

@@ -101,23 +101,6 @@ def render(policy: Policy, bridges: Iterable[str], saved: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_removal(policy: Policy, saved: str) -> str:
-    current = _parse(saved)
-    lines: list[str] = []
-    for table, chains in _chains(policy, ()).items():
-        present = current.get(table, {})
-        lines.append(f"*{table}")
-        for jump_table, chain, wanted in _jumps(policy):
-            # The way into Docker's chain is Docker's.
-            if jump_table == table and chain != "FORWARD":
-                lines += [f"-D {chain} {rule}" for rule in present.get(chain, []) if rule in wanted]
-        for chain in chains:
-            if chain in present:
-                lines += [f"-F {chain}", f"-X {chain}"]
-        lines.append("COMMIT")
-    return "\n".join(lines) + "\n"
-
-
 def _first(chain: str, wanted: list[str], present: list[str]) -> list[str]:
     """Edits that make `wanted` the first rules of a chain that is not ours; none when they already are."""
     if present[: len(wanted)] == wanted:

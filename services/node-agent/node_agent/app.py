@@ -1,0 +1,117 @@
+"""Wires the node agent: what it publishes, reports and repeats. It handles no event, it follows buckets."""
+
+import asyncio
+
+from contracts.events import InstanceStarted, InstanceStopped, RolloutFinished
+from contracts.reports import NodeHeartbeat
+from runtime.runtime import Runtime
+from runtime.service import Loop, Service
+
+from node_agent.departures import Departures
+from node_agent.desired import Desired
+from node_agent.endpoints import EndpointBoard
+from node_agent.engine import ContainerEngine, Credentials
+from node_agent.firewall import Firewall
+from node_agent.firewall_rules import Policy
+from node_agent.heartbeat import Heart
+from node_agent.images import Images
+from node_agent.ingress import Proxy, TraefikProxy
+from node_agent.journal import Journal
+from node_agent.machine import Machine, Share
+from node_agent.node import Node
+from node_agent.routes import Routes
+from node_agent.settings import NodeAgentSettings
+from node_agent.site import Site
+from node_agent.tenure import Tenures
+
+_DISK_SECONDS = 60.0
+
+
+def create(
+    runtime: Runtime,
+    engine: ContainerEngine | None = None,
+    proxy: Proxy | None = None,
+    settings: NodeAgentSettings | None = None,
+) -> Service:
+    settings = settings or NodeAgentSettings()
+    name, clock, bus = runtime.settings.node, runtime.clock, runtime.bus
+    folder = runtime.settings.state.absolute() / "nodes" / name
+    engine = engine or _engine(settings, name)
+    proxy = proxy or _traefik(settings, runtime)
+    journal = Journal(folder / "journal")
+    tenures = Tenures(folder, name, journal, clock)
+    site = Site(
+        node=name,
+        clock=clock,
+        engine=engine,
+        proxy=proxy,
+        images=Images(engine, _credentials(settings), clock),
+        desired=Desired(folder, name),
+        routes=Routes(folder),
+        journal=journal,
+        tenures=tenures,
+        departures=Departures(engine, tenures, clock, settings.drain_seconds),
+        endpoints=EndpointBoard(name, clock),
+        starts=asyncio.Semaphore(settings.starts),
+    )
+    node = Node(site)
+    share = Share(settings.cpu_millis, settings.memory_mb, settings.disk_mb)
+    heart = Heart(site, settings.region, Machine(share, runtime.settings.state), node.healthy, bus.report)
+    heartbeat = Loop("heartbeat", heart.beat, every=settings.heartbeat_seconds)
+    tenures.on_change(heartbeat.nudge)
+    return Service(
+        name="node-agent",
+        publishes=(InstanceStarted, InstanceStopped, RolloutFinished),
+        reports=(NodeHeartbeat,),
+        loops=[
+            Loop("desired", lambda: node.follow_desired(bus.bucket("desired")), every=None),
+            Loop("routes", lambda: node.follow_routes(bus.bucket("routes")), every=None),
+            Loop("engine", node.follow_engine, every=None),
+            Loop("reconcile", node.reconcile, every=settings.reconcile_seconds),
+            Loop("disks", node.measure_disks, every=_DISK_SECONDS),
+            Loop("journal", lambda: journal.relay(bus.publish), every=None),
+            Loop("endpoints", lambda: site.endpoints.publish(bus.bucket("endpoints")), every=None),
+            heartbeat,
+        ],
+        on_start=node.open,
+        on_stop=node.close,
+    )
+
+
+def _firewall(settings: NodeAgentSettings) -> Firewall | None:
+    if settings.firewall == "off":
+        return None
+    return Firewall(
+        Policy(
+            prefix=settings.prefix,
+            pool=settings.network_pool,
+            allowed_networks=settings.allowed_networks,
+            allowed_host_ports=settings.allowed_host_ports,
+        )
+    )
+
+
+def _engine(settings: NodeAgentSettings, node: str) -> ContainerEngine:
+    # The SDK is large: a process that is given another engine does not load it.
+    from node_agent.docker_engine import DockerEngine
+    from node_agent.docker_networks import Networks
+
+    return DockerEngine(
+        settings.engine,
+        node=node,
+        prefix=settings.prefix,
+        networks=Networks(settings.prefix, node, settings.network_pool, settings.network_bits),
+        firewall=_firewall(settings),
+        tmp_mb=settings.tmp_mb,
+    )
+
+
+def _traefik(settings: NodeAgentSettings, runtime: Runtime) -> TraefikProxy:
+    folder = settings.routes or runtime.settings.state.absolute() / "traefik" / "routes"
+    return TraefikProxy(folder, settings.ingress_url, runtime.clock)
+
+
+def _credentials(settings: NodeAgentSettings) -> Credentials | None:
+    if settings.registry_user is None or settings.registry_password is None:
+        return None
+    return Credentials(settings.registry_user, settings.registry_password.get_secret_value())

@@ -1,0 +1,45 @@
+"""Brings images to this node: one pull at a time for each, however many instances wait for it."""
+
+import asyncio
+
+from contracts.errors import ProviderFailed
+from runtime.clock import Clock
+
+from node_agent.engine import ContainerEngine, Credentials
+
+# Between the tries; a registry may be restarting.
+_PAUSES = (1.0, 2.0)
+
+
+class Images:
+    def __init__(self, engine: ContainerEngine, credentials: Credentials | None, clock: Clock) -> None:
+        self._engine = engine
+        self._credentials = credentials
+        self._clock = clock
+        self._pulls: dict[str, asyncio.Task[None]] = {}
+
+    async def ensure(self, image: str) -> None:
+        """Never asks a registry for what is here."""
+        if await self._engine.image_present(image):
+            return
+        pull = self._pulls.get(image)
+        if pull is None:
+            pull = self._pulls[image] = asyncio.create_task(self._pull(image), name=f"pull {image}")
+            pull.add_done_callback(lambda _: self._pulls.pop(image, None))
+        # One who stops waiting does not stop it for the others.
+        await asyncio.shield(pull)
+
+    async def close(self) -> None:
+        pulls = list(self._pulls.values())
+        for pull in pulls:
+            pull.cancel()
+        await asyncio.gather(*pulls, return_exceptions=True)
+
+    async def _pull(self, image: str) -> None:
+        for pause in _PAUSES:
+            try:
+                await self._engine.pull(image, self._credentials)
+                return
+            except ProviderFailed:
+                await self._clock.sleep(pause)
+        await self._engine.pull(image, self._credentials)

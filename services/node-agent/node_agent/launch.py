@@ -1,0 +1,111 @@
+"""Brings one instance from nothing, or from where it is, to readiness; or says in words why not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from contracts.errors import BerthError, NotFound, ProviderFailed
+from contracts.ids import new_id
+from contracts.workload import Slot, WorkloadSpec
+
+from node_agent.diff import Raise
+from node_agent.engine import Blueprint, Identity, Instance
+from node_agent.health import until_ready
+from node_agent.site import Site
+
+# The process that requests are routed to, and whose health can be asked from outside.
+ROUTED = "web"
+# A process that listens to nobody counts as ready when it has run for so long.
+_SETTLED_SECONDS = 2.0
+_LOOK_EVERY = 0.05
+_LOG_TAIL = 50
+
+
+def routed(instance: Instance) -> bool:
+    return instance.identity.slot.process == ROUTED
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """An instance that was to be raised, and was not."""
+
+    slot: Slot
+    reason: str
+    instance: str | None = None
+    log_tail: tuple[str, ...] = field(default=())
+
+
+class Launcher:
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        # The exit codes of each instance while it is being raised.
+        self._ends: dict[str, list[int | None]] = {}
+
+    def died(self, instance: str, exit_code: int | None) -> None:
+        if instance in self._ends:
+            self._ends[instance].append(exit_code)
+
+    async def launch(
+        self, step: Raise, spec: WorkloadSpec, present: Instance | None, superseded: Callable[[], bool]
+    ) -> Instance | Setback:
+        """`present` is the step's instance; `superseded` says when nobody waits for it any more."""
+        name = None if present is None else present.identity.instance
+        try:
+            if present is None:
+                await self._site.images.ensure(str(spec.image))
+            async with self._site.starts:
+                instance = present or await self._site.engine.create(self._blueprint(step.slot, spec))
+                name = instance.identity.instance
+                self._ends[name] = []
+                if present is None or step.start:
+                    await self._site.engine.start(name)
+            why = await self._until_ready(instance, superseded)
+        except (ProviderFailed, NotFound) as error:
+            return Setback(step.slot, f"{step.slot} could not be started: {error.message}", name)
+        finally:
+            self._ends.pop(name or "", None)
+        if why is None:
+            return Instance(instance.identity, "running", instance.address)
+        return Setback(step.slot, f"{step.slot} {why}", name, await self._log_tail(name))
+
+    def _blueprint(self, slot: Slot, spec: WorkloadSpec) -> Blueprint:
+        now = self._site.clock.now()
+        return Blueprint(
+            identity=Identity.of(spec, slot, new_id("ins", now.timestamp()), now),
+            image=str(spec.image),
+            command=spec.processes[slot.process].command,
+            uid=spec.uid,
+            limits=spec.limits,
+            environment={"PORT": str(spec.port), "DYNO": str(slot), "PS": str(slot)},
+        )
+
+    async def _until_ready(self, instance: Instance, superseded: Callable[[], bool]) -> str | None:
+        identity, clock = instance.identity, self._site.clock
+        ends = self._ends[identity.instance]
+
+        async def given_up() -> str | None:
+            if superseded():
+                return "was given up for a newer state"
+            if len(ends) >= identity.health.retries:
+                code = "an unknown exit code" if ends[-1] is None else f"exit code {ends[-1]}"
+                return f"ended {len(ends)} times before it was ready, the last time with {code}"
+            return None
+
+        if routed(instance):
+            return await until_ready(identity.health, instance.address, identity.port, clock, given_up)
+        deadline = clock.monotonic() + identity.health.start_seconds
+        known, since = len(ends), clock.monotonic()
+        while clock.monotonic() < since + _SETTLED_SECONDS:
+            if (why := await given_up()) is not None:
+                return why
+            if len(ends) != known:
+                known, since = len(ends), clock.monotonic()
+            if clock.monotonic() > deadline:
+                return f"did not keep running within {identity.health.start_seconds:g} s"
+            await clock.sleep(_LOOK_EVERY)
+        return None
+
+    async def _log_tail(self, instance: str) -> tuple[str, ...]:
+        try:
+            return await self._site.engine.log_tail(instance, _LOG_TAIL)
+        except BerthError as error:
+            return (f"(no log: {error.message})",)

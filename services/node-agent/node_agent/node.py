@@ -1,0 +1,159 @@
+"""The whole of one node: a keeper for each workload, and what wakes them.
+
+A change of what is wanted, an event of the engine and a slow timer all lead to the same place: the keeper
+compares what should be with what is. Nothing an app needs depends on who else is away.
+"""
+
+import asyncio
+from collections import defaultdict
+
+import structlog
+from contracts.errors import BerthError, Unavailable
+from runtime.bucket import Bucket
+
+from node_agent.engine import EngineEvent, Instance
+from node_agent.rollout import Keeper
+from node_agent.site import Site
+
+log = structlog.get_logger("node-agent.node")
+
+_MIB = 1024 * 1024
+
+
+class Node:
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._keepers: dict[str, Keeper] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._strangers: set[str] = set()
+
+    async def open(self) -> None:
+        site = self._site
+        for shelf in (site.desired, site.routes, site.journal, site.tenures):
+            await asyncio.to_thread(shelf.open)
+        await site.proxy.open()
+        try:
+            await site.engine.reassert()
+        except Unavailable as error:
+            log.warning("the engine is not ready", error=error.message)
+        site.departures.resume()
+        for workload in site.desired.workloads():
+            if not site.desired[workload].gone:
+                self._keeper(workload)
+
+    async def close(self) -> None:
+        """The instances are left as they are."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._site.departures.close()
+        await self._site.images.close()
+        await self._site.engine.close()
+
+    def healthy(self, workload: str, instance: str) -> bool:
+        keeper = self._keepers.get(workload)
+        return keeper is not None and keeper.ready(instance)
+
+    # --- what wakes the keepers --------------------------------------------------------------------------
+
+    async def follow_desired(self, bucket: Bucket) -> None:
+        async for change in bucket.watch(f"{self._site.node}.>"):
+            if change is not None:
+                workload = await self._site.desired.accept(change.key, change.value)
+                if workload is not None:
+                    self._keeper(workload).wake()
+
+    async def follow_routes(self, bucket: Bucket) -> None:
+        async for change in bucket.watch():
+            if change is None:
+                self._site.endpoints.say_again()
+                continue
+            for workload in await self._site.routes.accept(change.key, change.value):
+                if workload in self._keepers:
+                    self._keepers[workload].wake()
+
+    async def follow_engine(self) -> None:
+        async for event in self._site.engine.events():
+            if event is None:
+                await self.reconcile()
+            else:
+                self._happened(event)
+
+    def _happened(self, event: EngineEvent) -> None:
+        keeper = self._keepers.get(event.workload)
+        if keeper is None:
+            return
+        if event.kind == "died":
+            keeper.died(event.instance, event.exit_code)
+        else:
+            keeper.wake()
+
+    async def reconcile(self) -> None:
+        """What no event told of is found here."""
+        site = self._site
+        await site.engine.reassert()
+        leaving = site.tenures.all_leaving()
+        found: defaultdict[str, list[Instance]] = defaultdict(list)
+        everything = await site.engine.instances()
+        for instance in everything:
+            if instance.identity.instance not in leaving:
+                found[instance.identity.workload].append(instance)
+        for workload in found.keys() - self._keepers.keys():
+            self._adopt(workload, found[workload])
+        for workload, keeper in self._keepers.items():
+            keeper.compare(found[workload])
+        present = {instance.identity.instance for instance in everything}
+        for tenure in site.tenures:
+            if tenure.started.workload not in self._keepers:
+                await site.tenures.lose(present, tenure.started.workload)
+        site.tenures.seen_all()
+
+    def _adopt(self, workload: str, instances: list[Instance]) -> None:
+        if workload in self._site.desired:
+            self._keeper(workload)
+            return
+        # Nobody said that it is to go: the desired state may be what is missing.
+        for instance in instances:
+            if instance.identity.instance not in self._strangers:
+                self._strangers.add(instance.identity.instance)
+                log.warning(
+                    "an instance of an unknown workload is left alone",
+                    workload=workload,
+                    instance=instance.identity.instance,
+                )
+
+    async def measure_disks(self) -> None:
+        """One that wrote more than its plan allows is replaced by a fresh one."""
+        site = self._site
+        for tenure in site.tenures:
+            started = tenure.started
+            keeper = self._keepers.get(started.workload)
+            if keeper is None or tenure.stopped is not None:
+                continue
+            live = site.desired[started.workload].live
+            if live is None:
+                continue
+            allowed = live.spec.limits.disk_mb
+            try:
+                written = (await site.engine.usage(started.instance)).disk_bytes // _MIB
+            except BerthError as error:
+                log.info("usage is not known", instance=started.instance, error=error.message)
+                continue
+            if written > allowed:
+                keeper.condemn(started.instance, f"wrote {written} MB where the plan allows {allowed} MB")
+
+    # --- the keepers ---------------------------------------------------------------------------------------
+
+    def _keeper(self, workload: str) -> Keeper:
+        keeper = self._keepers.get(workload)
+        if keeper is None:
+            keeper = self._keepers[workload] = Keeper(self._site, workload)
+            task = asyncio.create_task(keeper.run(), name=f"workload {workload}")
+            self._tasks[workload] = task
+            task.add_done_callback(lambda _: self._ended(workload))
+        return keeper
+
+    def _ended(self, workload: str) -> None:
+        self._tasks.pop(workload, None)
+        self._keepers.pop(workload, None)

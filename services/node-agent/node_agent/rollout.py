@@ -1,0 +1,344 @@
+"""Keeps one workload on this node at what is wanted: one step after the other, beside all other workloads.
+
+A new release comes to life as a whole or not at all: its instances are started, asked until they are ready,
+routed and confirmed through the proxy; only then do the old ones leave. What does not come to life is removed
+and reported, and the old release stays. What has come to life is repaired instance by instance, for ever.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Iterable
+from typing import Any, TypeVar
+
+import structlog
+from contracts.errors import BerthError
+from contracts.events import RolloutFinished
+from contracts.workload import NodeWorkload, Slot, WorkloadSpec
+
+from node_agent.desired import Failure, Record
+from node_agent.diff import Discard, Raise, Retire, Seen, diff
+from node_agent.engine import Instance
+from node_agent.launch import ROUTED, Launcher, Setback, routed
+from node_agent.routes_file import Served
+from node_agent.site import Site
+from node_agent.watch import Watch
+
+T = TypeVar("T")
+
+log = structlog.get_logger("node-agent.rollout")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_FIRST_REPAIR_PAUSE, _LONGEST_REPAIR_PAUSE = 5.0, 300.0
+
+
+class Keeper:
+    def __init__(self, site: Site, workload: str) -> None:
+        self.workload = workload
+        self._site = site
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._watch = Watch(site.clock, self.wake)
+        self._instances: dict[str, Instance] = {}
+        self._launcher = Launcher(site)
+        self._repair_pause = _FIRST_REPAIR_PAUSE
+        self._repair_after = 0.0
+        self._log = log.bind(workload=workload)
+
+    # --- what others tell it -------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def died(self, instance: str, exit_code: int | None) -> None:
+        self._launcher.died(instance, exit_code)
+        self._watch.pause(instance)
+        self.wake()
+
+    def condemn(self, instance: str, why: str) -> None:
+        self._watch.condemn(instance, why)
+
+    def compare(self, instances: list[Instance]) -> None:
+        """Wakes up when these, those that leave aside, are not as they should be."""
+        record = self._site.desired[self.workload]
+        present = {instance.identity.instance: instance for instance in instances}
+        known = {name: instance.state for name, instance in self._instances.items()}
+        changed = known != {name: instance.state for name, instance in present.items()}
+        if changed or diff(record.wanted, self._seen(present)) or record.reported < record.desired.revision:
+            self.wake()
+
+    # --- its life --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until the workload is gone."""
+        pause = _FIRST_PAUSE
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                try:
+                    await self._settle()
+                    pause = _FIRST_PAUSE
+                    if self._site.desired[self.workload].gone and not self._instances:
+                        return
+                except Exception as error:
+                    # Whatever it is, the other workloads go on, and this one is tried again.
+                    if pause == _FIRST_PAUSE:
+                        known = isinstance(error, BerthError)
+                        self._log.warning("not settled", error=str(error), exc_info=None if known else error)
+                    asyncio.get_running_loop().call_later(pause, self.wake)
+                    pause = min(pause * 2, _LONGEST_PAUSE)
+        finally:
+            self._watch.close()
+
+    async def _settle(self) -> None:
+        record = self._site.desired[self.workload]
+        await self._look()
+        wanted = record.wanted
+        steps = diff(wanted, self._seen(self._instances))
+        for step in steps:
+            if isinstance(step, Discard):
+                await self._remove(step.instance)
+        raises = [step for step in steps if isinstance(step, Raise)]
+        if record.rolling_out:
+            assert wanted is not None
+            if not await self._roll_out(record, wanted, raises):
+                self.wake()
+                return
+            unraised: set[Slot] = set()
+        else:
+            unraised = await self._repair(record, raises)
+        record = self._site.desired[self.workload]
+        if record.desired.spec.state == "deleted":
+            await self._site.proxy.withdraw(self.workload)
+            self._site.endpoints.withdraw(self.workload)
+        else:
+            await self._serve(record)
+        for step in steps:
+            if isinstance(step, Retire) and step.slot not in unraised:
+                await self._let_go(step)
+        await self._report(record)
+
+    async def _look(self) -> None:
+        """What the engine has of the workload, and what that means for those who are watched."""
+        tenures = self._site.tenures
+        # Asked first: one that is gone by the time the list is here must not look like an unknown one.
+        leaving = tenures.all_leaving()
+        found = await self._site.engine.instances(self.workload)
+        present = {instance.identity.instance: instance for instance in found}
+        await tenures.lose(present, self.workload)
+        self._instances = {name: i for name, i in present.items() if name not in leaving}
+        for name in self._watch.followed():
+            if name not in self._instances:
+                self._watch.forget(name)
+            elif self._instances[name].state != "running":
+                self._watch.pause(name)
+        await asyncio.gather(
+            *(
+                self._watch.follow(instance)
+                for name, instance in self._instances.items()
+                if instance.state == "running" and routed(instance) and tenures.admitted(name)
+            )
+        )
+
+    def _seen(self, instances: dict[str, Instance]) -> list[Seen]:
+        return [
+            Seen(
+                instance=name,
+                slot=instance.identity.slot,
+                fingerprint=instance.identity.fingerprint,
+                state=instance.state,
+                admitted=self._site.tenures.admitted(name),
+                ready=self.ready(name),
+                broken=self._watch.broken(name) is not None,
+            )
+            for name, instance in instances.items()
+        ]
+
+    def ready(self, name: str) -> bool:
+        instance = self._instances.get(name)
+        if instance is None or instance.state != "running":
+            return False
+        return not routed(instance) or self._watch.ready(name)
+
+    # --- a new release ---------------------------------------------------------------------------------
+
+    async def _roll_out(self, record: Record, wanted: NodeWorkload, raises: list[Raise]) -> bool:
+        """Whether it has come to life. If not, what is wanted now is another thing."""
+        # The proxy learns the hostnames while the instances start.
+        preparing = asyncio.create_task(self._prepare(record))
+        try:
+            outcomes = await _all(self._launch(step, wanted) for step in raises)
+        finally:
+            await preparing
+        if self._superseded(wanted):
+            return False
+        setbacks = [outcome for outcome in outcomes if isinstance(outcome, Setback)]
+        if setbacks:
+            await self._fail(wanted.spec, setbacks)
+            return False
+        for outcome in outcomes:
+            if isinstance(outcome, Instance):
+                await self._admit(outcome)
+        await self._site.desired.came_to_life(self.workload, wanted)
+        self._repair_pause, self._repair_after = _FIRST_REPAIR_PAUSE, 0.0
+        return True
+
+    async def _prepare(self, record: Record) -> None:
+        try:
+            await self._serve(record)
+        except BerthError as error:
+            # It is published again, and waited for, when there is something to switch to.
+            self._log.info("the proxy is not prepared", error=error.message)
+
+    async def _fail(self, spec: WorkloadSpec, setbacks: list[Setback]) -> None:
+        first = min(setbacks, key=lambda setback: str(setback.slot))
+        reason = first.reason
+        if len(setbacks) > 1:
+            reason += f" (and {len(setbacks) - 1} more like it)"
+        self._log.warning("release did not come to life", generation=spec.generation, reason=reason)
+        failure = Failure(
+            generation=spec.generation,
+            fingerprint=spec.fingerprint(),
+            reason=reason,
+            log_tail=first.log_tail,
+        )
+        await self._site.desired.failed(self.workload, failure)
+
+    def _superseded(self, wanted: NodeWorkload) -> bool:
+        return self._site.desired[self.workload].desired.revision != wanted.revision
+
+    # --- a living one ----------------------------------------------------------------------------------
+
+    async def _repair(self, record: Record, raises: list[Raise]) -> set[Slot]:
+        """Each by itself; the slots that could not be filled are tried again later and later."""
+        wanted = record.wanted
+        if wanted is None or not raises:
+            return set()
+        clock = self._site.clock
+        wait = self._repair_after - clock.monotonic()
+        if wait > 0:
+            asyncio.get_running_loop().call_later(wait, self.wake)
+            return {step.slot for step in raises}
+
+        async def repair(step: Raise) -> Slot | None:
+            outcome = await self._launch(step, wanted)
+            if isinstance(outcome, Instance):
+                await self._admit(outcome)
+                await self._serve(record)
+                return None
+            self._log.warning("an instance was not replaced", reason=outcome.reason)
+            if outcome.instance is not None:
+                if self._site.tenures.admitted(outcome.instance):
+                    self._watch.condemn(outcome.instance, outcome.reason)
+                else:
+                    await self._remove(outcome.instance)
+            return step.slot
+
+        unraised = {slot for slot in await _all(repair(step) for step in raises) if slot is not None}
+        if unraised and not self._superseded(record.desired):
+            self._repair_after = clock.monotonic() + self._repair_pause
+            asyncio.get_running_loop().call_later(self._repair_pause, self.wake)
+            self._repair_pause = min(self._repair_pause * 2, _LONGEST_REPAIR_PAUSE)
+        elif not unraised:
+            self._repair_pause = _FIRST_REPAIR_PAUSE
+        return unraised
+
+    # --- one instance ------------------------------------------------------------------------------------
+
+    async def _launch(self, step: Raise, wanted: NodeWorkload) -> Instance | Setback:
+        present = None if step.instance is None else self._instances[step.instance]
+        superseded = self._site.desired[self.workload].desired.revision
+
+        def is_superseded() -> bool:
+            return self._site.desired[self.workload].desired.revision != superseded
+
+        outcome = await self._launcher.launch(step, wanted.spec, present, is_superseded)
+        if isinstance(outcome, Instance):
+            self._instances[outcome.identity.instance] = outcome
+        return outcome
+
+    async def _admit(self, instance: Instance) -> None:
+        identity = instance.identity
+        self._watch.is_ready(identity.instance)
+        if not self._site.tenures.admitted(identity.instance):
+            endpoint = f"{instance.address}:{identity.port}" if routed(instance) else None
+            await self._site.tenures.begin(identity, endpoint)
+        if routed(instance):
+            await self._watch.follow(instance)
+
+    async def _remove(self, instance: str) -> None:
+        await self._site.engine.remove(instance)
+        self._instances.pop(instance, None)
+        self._watch.forget(instance)
+
+    async def _let_go(self, step: Retire) -> None:
+        words = self._watch.broken(step.instance)
+        await self._site.departures.begin(step.instance, step.reason, words)
+        self._instances.pop(step.instance, None)
+        self._watch.forget(step.instance)
+
+    # --- what others see -----------------------------------------------------------------------------
+
+    async def _serve(self, record: Record) -> None:
+        spec = record.desired.spec
+        hostnames = self._site.routes.hostnames(self.workload, spec.organization)
+        addresses = self._addresses(record.live)
+        await self._site.proxy.publish(Served(self.workload, hostnames, addresses))
+        self._site.endpoints.say(self.workload, addresses)
+
+    def _addresses(self, live: NodeWorkload | None) -> tuple[str, ...]:
+        """The ready ones of the live release; failing that, whoever may still answer."""
+        admitted = [
+            instance
+            for name, instance in sorted(self._instances.items())
+            if routed(instance) and self._site.tenures.admitted(name)
+        ]
+        wanted = []
+        if live is not None:
+            fingerprint = live.spec.fingerprint()
+            wanted = [
+                instance
+                for instance in admitted
+                if instance.identity.fingerprint == fingerprint and instance.identity.slot in live.slots
+            ]
+            if not any(slot.process == ROUTED for slot in live.slots):
+                return ()
+        ready = [instance for instance in wanted if self.ready(instance.identity.instance)]
+        others = [instance for instance in admitted if self.ready(instance.identity.instance)]
+        chosen = ready or others or wanted
+        return tuple(f"{instance.address}:{instance.identity.port}" for instance in chosen)
+
+    async def _report(self, record: Record) -> None:
+        desired, failure = record.desired, record.failure
+        if record.reported >= desired.revision:
+            return
+        spec = desired.spec
+        told: dict[str, Any] = {"ok": True}
+        if record.failed and failure is not None:
+            told = {"ok": False, "reason": failure.reason, "log_tail": failure.log_tail}
+        key = f"{self._site.node}/{self.workload}/{desired.revision}"
+        running = sum(self._site.tenures.admitted(name) for name in self._instances)
+        await self._site.journal.append(
+            RolloutFinished(
+                id=f"rollout.{hashlib.sha256(key.encode()).hexdigest()[:32]}",
+                at=self._site.clock.now(),
+                node=self._site.node,
+                workload=self.workload,
+                organization=spec.organization,
+                generation=spec.generation,
+                deployment=spec.deployment,
+                running=running,
+                **told,
+            )
+        )
+        await self._site.desired.reported(self.workload, desired.revision)
+        self._log.info("rollout finished", generation=spec.generation, running=running, **told)
+
+
+async def _all(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Every one is carried to its end before an error of one is raised."""
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]

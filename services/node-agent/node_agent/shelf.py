@@ -1,0 +1,97 @@
+"""A folder of models, one file each: what the agent knows even after a power cut.
+
+A file is whole or not there. One that cannot be read is put aside and reported, and the others are loaded:
+one bad record never stops the rest. Reads come from memory.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import structlog
+from contracts.model import Model
+from pydantic import ValidationError
+
+M = TypeVar("M", bound=Model)
+
+log = structlog.get_logger("node-agent.shelf")
+
+BROKEN = "broken"
+_SUFFIX = ".json"
+
+
+def write_durably(path: Path, text: str, drafts: Path) -> None:
+    """`drafts` is a folder on the same file system, outside of what anybody watches."""
+    draft = drafts / path.name
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_aside(path: Path, reason: str) -> None:
+    """Out of the way and still there to be looked at."""
+    aside = path.parent.parent / BROKEN
+    aside.mkdir(exist_ok=True)
+    path.replace(aside / f"{path.parent.name}-{path.name}")
+    log.error("a file could not be read and was put aside", file=str(path), reason=reason)
+
+
+class Shelf(Generic[M]):
+    def __init__(self, folder: Path, kind: type[M]) -> None:
+        self._folder = folder
+        self._drafts = folder.parent / "drafts"
+        self._kind = kind
+        self._kept: dict[str, M] = {}
+        self._writing: dict[str, asyncio.Lock] = {}
+
+    def open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._drafts.mkdir(exist_ok=True)
+        self._kept = {}
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            try:
+                self._kept[path.name.removesuffix(_SUFFIX)] = self._kind.model_validate_json(path.read_text())
+            except (ValidationError, UnicodeDecodeError) as error:
+                put_aside(path, str(error))
+
+    def get(self, key: str) -> M | None:
+        return self._kept.get(key)
+
+    def __iter__(self) -> Iterator[tuple[str, M]]:
+        return iter(tuple(self._kept.items()))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    async def put(self, key: str, value: M) -> None:
+        """Readers see it at once; it is on disk when this returns."""
+        if self._kept.get(key) == value:
+            return
+        self._kept[key] = value
+        async with self._writing.setdefault(key, asyncio.Lock()):
+            text = value.model_dump_json(indent=1)
+            await asyncio.to_thread(write_durably, self._path(key), text, self._drafts)
+
+    async def remove(self, key: str) -> None:
+        if self._kept.pop(key, None) is None:
+            return
+        async with self._writing.setdefault(key, asyncio.Lock()):
+            self._path(key).unlink(missing_ok=True)
+        if key not in self._kept:
+            self._writing.pop(key, None)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}{_SUFFIX}"

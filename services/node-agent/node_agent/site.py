@@ -1,0 +1,33 @@
+"""What the keepers of all workloads on a node share."""
+
+import asyncio
+from dataclasses import dataclass
+
+from runtime.clock import Clock
+
+from node_agent.departures import Departures
+from node_agent.desired import Desired
+from node_agent.endpoints import EndpointBoard
+from node_agent.engine import ContainerEngine
+from node_agent.images import Images
+from node_agent.ingress import Proxy
+from node_agent.journal import Journal
+from node_agent.routes import Routes
+from node_agent.tenure import Tenures
+
+
+@dataclass(frozen=True)
+class Site:
+    node: str
+    clock: Clock
+    engine: ContainerEngine
+    proxy: Proxy
+    images: Images
+    desired: Desired
+    routes: Routes
+    journal: Journal
+    tenures: Tenures
+    departures: Departures
+    endpoints: EndpointBoard
+    # So many instances are started at once: more would only stand in each other's way in the engine.
+    starts: asyncio.Semaphore
