@@ -63,6 +63,12 @@ def fingerprint(files: Mapping[str, bytes], base_id: str) -> str:
     return digest.hexdigest()[:32]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder, by its path in it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 class Images:
     def __init__(
         self, host: str, folder: Path, say: Callable[[str], None] | None = None, recipes: Path = RECIPES
@@ -92,20 +98,25 @@ class Images:
             raise Unavailable(f"the image {BASE} could not be made")
         return made
 
-    def ensure_stack(self, stack: Stack, base_id: str) -> None:
-        recipe = self._recipes / stack.name
-        files = {
-            str(path.relative_to(recipe)): path.read_bytes()
-            for path in sorted(recipe.rglob("*"))
-            if path.is_file()
-        }
+    def ensure_stack(self, stack: Stack, base_id: str) -> list[str]:
+        files = self.recipe(stack.name)
+        return [self.ensure_image(tag, files, base_id, stage) for stage, tag in stack.tags().items()]
+
+    def recipe(self, name: str) -> dict[str, bytes]:
+        """What a folder of `deploy/images` says."""
+        folder = self._recipes / name
+        files = contents(folder)
         if "Dockerfile" not in files:
-            raise Unavailable(f"{recipe / 'Dockerfile'} is missing: start from a complete checkout")
-        wanted = fingerprint(files, base_id)
-        for stage, tag in stack.tags().items():
-            if self._fingerprint(tag) != wanted:
-                self._say(f"building {tag}")
-                self._build(files, stage, tag, wanted)
+            raise Unavailable(f"{folder / 'Dockerfile'} is missing: start from a complete checkout")
+        return files
+
+    def ensure_image(self, tag: str, files: Mapping[str, bytes], made_on: str, stage: str = "run") -> str:
+        """The id of the image, built when its files or what it was `made_on` changed."""
+        wanted = fingerprint(files, made_on)
+        if self._fingerprint(tag) != wanted:
+            self._say(f"building {tag}")
+            self._build(files, stage, tag, wanted)
+        return str(self._id(tag))
 
     def _id(self, tag: str) -> str | None:
         try:
