@@ -78,7 +78,7 @@ def entries(file: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
     file.seek(0)
     # What names and headers may add to the contents; without this bound they could be a bomb themselves.
     budget = limits.bytes + limits.files * 2048 + 16 * _LARGEST_HEADER
-    stream = _Metered(cast(IO[bytes], gzip.GzipFile(fileobj=file)) if gzipped else file, budget)
+    stream = _Metered(cast(IO[bytes], gzip.GzipFile(fileobj=file, mode="rb")) if gzipped else file, budget)
     seen: dict[str, bool] = {}
     size = 0
     try:

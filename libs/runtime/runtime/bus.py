@@ -287,7 +287,8 @@ class Bus:
     def _subscriber(self, subject: str, handler: Callable[..., Awaitable[Any]], queue: str) -> None:
         if self._broker is None:
             raise RuntimeError("connect(with_broker=True) comes first")
-        self._broker.subscriber(subject, queue=queue)(handler)
+        # The handler takes the message as it came: its bytes are understood here, not by the broker.
+        self._broker.subscriber(subject, queue=queue, decoder=_as_it_came)(handler)
 
     async def start_broker(self) -> None:
         if self._broker is not None:
@@ -313,6 +314,10 @@ class Bus:
 
     def bucket(self, name: str) -> Bucket:
         return Bucket(self, name)
+
+
+async def _as_it_came(message: Any) -> Any:
+    return message
 
 
 def _error_bytes(error: BerthError) -> bytes:
