@@ -3,10 +3,10 @@
 import gzip
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
-def packed(files: dict[str, str | bytes], *, compress: bool = True) -> bytes:
+def packed(files: Mapping[str, str | bytes], *, compress: bool = True) -> bytes:
     return tar(
         (
             (name, tarfile.REGTYPE, body.encode() if isinstance(body, str) else body)
