@@ -44,6 +44,7 @@ class Builds:
         if claimed is None:
             return False
         with structlog.contextvars.bound_contextvars(build=claimed.row.id, deployment=claimed.row.deployment):
+            log.info("build begun", attempt=claimed.row.attempts)
             await self._carry_out(claimed)
         return True
 
