@@ -18,12 +18,14 @@ def create(
     runtime: Runtime, settings: GatewaySettings | None = None, resolve: Resolve = git.resolve
 ) -> Service:
     settings = settings or GatewaySettings()
+    key = settings.token_secret
+    secret = key.get_secret_value() if key else runtime.secret("tokens")
     desk = Desk(
         settings=settings,
         clock=runtime.clock,
         store=runtime.store,
         bus=runtime.bus,
-        tokens=Tokens(runtime.secret("token"), settings.token_hours, runtime.store, runtime.clock),
+        tokens=Tokens(secret, settings.token_hours, runtime.store, runtime.clock),
         passwords=Passwords(),
         resolve=resolve,
     )

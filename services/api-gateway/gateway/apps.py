@@ -122,7 +122,7 @@ async def start_app(app: str, caller: Member) -> Response:
     """Back to its replicas: also what resumes a suspended app, once there is credit again."""
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
-        await wallets.require_funds(tx, row.organization, row.currency)
+        await wallets.require_funds(tx, row.organization)
         await workloads.start(tx, row)
     return await _shown(caller, app)
 
@@ -132,7 +132,7 @@ async def restart_app(app: str, caller: Member) -> Response:
     """Every instance is replaced by a new one of the same release; a stopped app is started."""
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
-        await wallets.require_funds(tx, row.organization, row.currency)
+        await wallets.require_funds(tx, row.organization)
         await workloads.restart(tx, row)
     return await _shown(caller, app)
 
@@ -154,7 +154,7 @@ async def scale_app(app: str, scale: Scale, caller: Member) -> Response:
             raise InvalidInput("an app keeps at least one instance; POST …/stop stops it")
         if row.replicas > replicas:
             _require_replicas(await tx.get(PlanRow, row.plan), row.replicas)
-            await wallets.require_funds(tx, row.organization, row.currency)
+            await wallets.require_funds(tx, row.organization)
         if row.processes != before:
             workloads.change(tx, row)
             await workloads.settle(tx, row)

@@ -43,7 +43,7 @@ async def deploy(app: str, caller: Member, chosen: Deploy | None = None) -> Resp
     wanted = await git.checked(caller.desk, chosen.git) if chosen.git else None
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
-        await wallets.require_funds(tx, row.organization, row.currency)
+        await wallets.require_funds(tx, row.organization)
         source = wanted or await _source(tx, row, chosen.source)
         row.deployments += 1
         # A deployment is the wish to run: what was suspended is no longer, once this one is built.

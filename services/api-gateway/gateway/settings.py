@@ -1,9 +1,9 @@
 """What an operator can tell the gateway, by environment variables that begin with `GATEWAY_`."""
 
 from contracts.money import Currency
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from runtime.secrets import KNOWN
+from runtime.secrets import KNOWN, BadSecret, check_secret
 
 MIB = 1024 * 1024
 _SHORTEST_PASSWORD = 12
@@ -26,6 +26,9 @@ class GatewaySettings(BaseSettings):
     )
     registration: bool = Field(True, description="Whether anybody may register an account")
     currency: Currency = Field("USD", description="Currency of prices and wallets (ISO 4217)")
+    token_secret: SecretStr | None = Field(
+        None, description="Key that signs log-ins, for a process that is not given the master secret"
+    )
     token_hours: float = Field(24, gt=0, le=720, description="How long a log-in lasts")
     allow_private_git: bool = Field(
         False, description="Allow Git repositories on private, loopback and link-local addresses"
@@ -40,6 +43,16 @@ class GatewaySettings(BaseSettings):
     stream_seconds: float = Field(
         600, gt=0, description="A log stream ends itself after so long, and the client comes again"
     )
+
+    @field_validator("token_secret")
+    @classmethod
+    def _strong(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                check_secret(value.get_secret_value())
+            except BadSecret as error:
+                raise ValueError("GATEWAY_TOKEN_SECRET is too weak; make one with: berth secret") from error
+        return value
 
     @model_validator(mode="after")
     def _administrator(self) -> "GatewaySettings":

@@ -101,6 +101,4 @@ async def _suspend(desk: Desk) -> None:
         organizations = [wallet.organization for wallet in found]
     for organization in organizations:
         async with desk.store.transaction(PLATFORM) as tx:
-            micros = await tx.one(select(WalletRow.micros).where(WalletRow.organization == organization))
-            assert micros is not None
-            await wallets.apply(tx, organization, micros)
+            await wallets.apply(tx, organization)

@@ -6,12 +6,11 @@ other: the workloads are stopped, and everything else follows from that.
 
 from contracts.errors import PaymentRequired
 from contracts.events import WalletChanged
-from contracts.money import Money
 from runtime.store import Tx
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
-from gateway import workloads
+from gateway import funds, workloads
 from gateway.tables import WalletRow, WorkloadRow
 
 
@@ -20,6 +19,7 @@ async def changed(event: WalletChanged, tx: Tx) -> None:
         "sequence": event.sequence,
         "micros": event.balance.micros,
         "currency": event.balance.currency,
+        "said_at": event.at,
     }
     written = await tx.execute(
         insert(WalletRow)
@@ -30,10 +30,10 @@ async def changed(event: WalletChanged, tx: Tx) -> None:
         .returning(WalletRow.organization)
     )
     if written.first() is not None:
-        await apply(tx, event.organization, event.balance.micros)
+        await apply(tx, event.organization)
 
 
-async def apply(tx: Tx, organization: str, micros: int) -> None:
+async def apply(tx: Tx, organization: str) -> None:
     """Without money everything that runs, or is on its way to, is suspended."""
     # All of them are locked, the stopped too: one that is being started right now is seen once it has been.
     rows = await tx.scalars(
@@ -43,8 +43,9 @@ async def apply(tx: Tx, organization: str, micros: int) -> None:
         .with_for_update()
         .execution_options(populate_existing=True)
     )
+    empty = await funds.of(tx, organization) <= 0
     for row in rows:
-        if micros <= 0 and runs(row):
+        if empty and runs(row):
             await workloads.suspend(tx, row)
         elif row.suspended:
             await workloads.settle(tx, row)
@@ -54,19 +55,7 @@ def runs(row: WorkloadRow) -> bool:
     return (row.state == "running" and row.image is not None) or row.status in ("building", "deploying")
 
 
-async def require_funds(tx: Tx, organization: str, currency: str) -> None:
+async def require_funds(tx: Tx, organization: str) -> None:
     """Asked with the workload's row locked, so that a wallet that runs dry now finds it (see `apply`)."""
-    wallet = (
-        await tx.execute(
-            select(WalletRow.micros, WalletRow.currency).where(WalletRow.organization == organization)
-        )
-    ).one_or_none()
-    balance = (
-        Money(micros=wallet.micros, currency=wallet.currency)
-        if wallet
-        else Money(micros=0, currency=currency)
-    )
-    if balance.micros <= 0:
-        raise PaymentRequired(
-            f"the wallet is empty ({balance}); add credit and try again", balance=balance.model_dump()
-        )
+    if await funds.of(tx, organization) <= 0:
+        raise PaymentRequired("the wallet is empty; add credit and try again", organization=organization)

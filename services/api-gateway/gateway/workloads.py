@@ -15,9 +15,9 @@ from runtime.store import Tx
 from sqlalchemy import case, func, select, true, update
 from sqlalchemy import delete as remove
 
-from gateway import status
+from gateway import funds, status
 from gateway.status import Blockage, Facts, Placement, Rollout, Verdict
-from gateway.tables import DeploymentRow, ReleaseRow, SourceRow, WalletRow, WorkloadRow
+from gateway.tables import DeploymentRow, ReleaseRow, SourceRow, WorkloadRow
 
 DEFAULT_PORT = 8080
 
@@ -187,14 +187,11 @@ async def settle(tx: Tx, row: WorkloadRow) -> None:
             .limit(1)
         )
     ).one_or_none()
-    balance = None
-    if row.suspended:
-        balance = await tx.one(select(WalletRow.micros).where(WalletRow.organization == row.organization))
     standing = status.decide(
         Facts(
             state=row.state,
             suspended=row.suspended,
-            funded=balance is not None and balance > 0,
+            funded=row.suspended and await funds.of(tx, row.organization) > 0,
             released=row.image is not None,
             live=row.live,
             rollout=heard(row),

@@ -254,6 +254,7 @@ def _money() -> None:
         need("sequence", sa.BigInteger),
         need("micros", sa.BigInteger),
         need("currency", sa.Text),
+        need("said_at", MOMENT),
     )
     op.create_table(
         "alert",
