@@ -124,6 +124,10 @@ class Customer:
         if me["organizations"]:
             self.organization = me["organizations"][0]["id"]
 
+    async def found(self, organization: str) -> None:
+        answer = await self.call("POST", "/api/organizations", json={"name": organization})
+        self.organization = str(answer["id"])
+
     # --- apps ------------------------------------------------------------------------------------------
 
     async def create(self, name: str, *, retry: bool = False, **more: Any) -> str:

@@ -182,6 +182,7 @@ async def platform(
                     "GATEWAY_ADMIN_PASSWORD": ADMIN[1],
                     "DOMAINS_PUBLIC_PORT": str(http_port),
                     "NODE_AGENT_ROUTES": str(traefik.routes),
+                    "NODE_AGENT_INGRESS_URL": f"http://127.0.0.1:{http_port}",
                     **settings,
                 },
             )

@@ -31,6 +31,7 @@ async def test_everything_accepted_comes_to_its_end_once(tmp_path_factory: pytes
         here.customer() as customer,
     ):
         await customer.log_in(*ADMIN)
+        await customer.found("The operator's own")
         await customer.call(
             "POST", f"/api/admin/organizations/{customer.organization}/credits", json={"amount": "50"}
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import docker
 import httpx
 import pytest
+from contracts.ids import new_id
 
 from tests.customer import Customer, Refused, archive, folder, hello
 from tests.harness import eventually
@@ -34,7 +35,7 @@ async def customer(
 ) -> AsyncIterator[Customer]:
     """Somebody new, with 25.00 in the wallet."""
     async with here.customer() as found:
-        await found.register(f"{abs(hash(request.node.name))}@example.org")
+        await found.register(f"{new_id('usr')}@example.org")
         await administrator.call(
             "POST", f"/api/admin/organizations/{found.organization}/credits", json={"amount": "25.00"}
         )
@@ -163,11 +164,8 @@ async def test_a_new_version_takes_over_and_a_broken_one_does_not(here: Platform
     assert second["status"] == "running"
     await customer.answers(hostname, "second")
 
-    broken = archive(
-        {
-            "Dockerfile": 'FROM berth/python:3.11\nCMD ["python3", "-c", "print(\'I give up\'); raise SystemExit(3)"]\n'
-        }
-    )
+    gives_up = 'CMD ["python3", "-c", "print(\'I give up\'); raise SystemExit(3)"]'
+    broken = archive({"Dockerfile": f"FROM berth/python:3.11\n{gives_up}\n"})
     third = await customer.ended(await customer.deploy(app, broken))
     assert third["status"] == "failed"
     assert third["reason"]

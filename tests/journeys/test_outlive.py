@@ -1,6 +1,8 @@
 """I6: apps outlive the control plane. With Postgres, NATS and every service stopped, they serve and heal."""
 
 import asyncio
+import os
+import signal
 
 import docker
 import httpx
@@ -11,12 +13,12 @@ from tests.harness import eventually
 from tests.platform import ADMIN, platform
 
 
-@pytest.mark.promise("D2")
 async def test_an_app_answers_and_heals_without_the_platform(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     async with platform(tmp_path_factory.mktemp("outlive"), "outlive") as here, here.customer() as customer:
         await customer.log_in(*ADMIN)
+        await customer.found("The operator's own")
         await customer.call(
             "POST", f"/api/admin/organizations/{customer.organization}/credits", json={"amount": "5"}
         )
@@ -52,9 +54,6 @@ def kill_inside(container: str) -> None:
     """As the kernel kills a process that took too much: the engine was not asked."""
     client = docker.from_env()
     try:
-        import os
-        import signal
-
         os.kill(client.containers.get(container).attrs["State"]["Pid"], signal.SIGKILL)
     finally:
         client.close()

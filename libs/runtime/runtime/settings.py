@@ -30,6 +30,10 @@ class RuntimeSettings(BaseSettings):
         None, description="Password of the service's user, for a process that is not given the master secret"
     )
     node: str = Field("local", description="Name of the node the agent in this process speaks for")
+    base_domain: str = Field("localhost", description="Domain below which apps get their system hostname")
+    base_domains: dict[str, str] = Field(
+        {}, description='Regions with a base domain of their own, as JSON: {"eu": "eu.example.com"}'
+    )
     http_host: str = Field("127.0.0.1", description="Address the API listens on")
     api_port: int = Field(8000, ge=0, le=65535, description="Port the API listens on")
     ops_host: str = Field("127.0.0.1", description="Address of /healthz, /readyz and /metrics")
@@ -42,6 +46,9 @@ class RuntimeSettings(BaseSettings):
         1.0, ge=0, le=1, description="Share of new traces recorded, with a collector set"
     )
     max_tries: int = Field(8, ge=1, description="Tries of a message before it is parked")
+
+    def base_domain_of(self, region: str) -> str:
+        return self.base_domains.get(region, self.base_domain)
 
     def master(self) -> str | None:
         if self.secret_file is not None:

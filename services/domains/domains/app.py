@@ -1,0 +1,30 @@
+"""Wires domains: what it handles and repeats."""
+
+from contracts.events import AppChanged, AppCreated, AppDeleted, HostnameAssigned
+from runtime.runtime import Runtime
+from runtime.service import Loop, Service
+
+from domains.hostnames import Hostnames
+from domains.projection import Projection
+from domains.settings import DomainsSettings
+
+
+def create(runtime: Runtime) -> Service:
+    settings = DomainsSettings()
+    projection = Projection(runtime)
+    project = Loop("project", projection.project, every=5.0)
+    hostnames = Hostnames(runtime, settings.public_port, project.nudge)
+    return Service(
+        name="domains",
+        handles={
+            AppCreated: hostnames.changed,
+            AppChanged: hostnames.changed,
+            AppDeleted: hostnames.changed,
+        },
+        publishes=(HostnameAssigned,),
+        loops=[
+            project,
+            Loop("survey", projection.survey, every=60.0),
+            Loop("heal", hostnames.heal, every=60.0),
+        ],
+    )
