@@ -4,7 +4,7 @@ Invariant: a node without an obstacle has room for the instance. Used by `plan` 
 """
 
 from scheduler.fleet import Fleet, Node, Room
-from scheduler.reconcile import Demand
+from scheduler.reconcile import Demand, Placed
 
 
 def obstacle(node: Node, region: str, room: Room) -> str | None:
@@ -25,13 +25,18 @@ def obstacle(node: Node, region: str, room: Room) -> str | None:
     return ", ".join(words)
 
 
-def obstacles(fleet: Fleet, demand: Demand) -> dict[str, str]:
-    """For a workload no node takes: why not, node by node. Without any node online the region says so too."""
+def obstacles(fleet: Fleet, demand: Demand, home: Placed | None = None) -> dict[str, str]:
+    """For a slot no node takes: why not, node by node. Without any node online the region says so too.
+
+    `home`: where the slot is and only has to grow.
+    """
     reasons: dict[str, str] = {}
     nobody = True
     for node in sorted(fleet.region(demand.region), key=lambda node: node.name):
         why = obstacle(node, demand.region, demand.room)
         assert why is not None, f"{node.name} has room for {demand.workload}"
+        if home is not None and home.node == node.name:
+            why = obstacle(node, demand.region, demand.room.beyond(home.room)) or why
         reasons[node.name] = why
         nobody = nobody and not node.online
     if nobody:

@@ -64,25 +64,28 @@ def make_plan(demand: Demand, placed: Sequence[Placed], fleet: Fleet) -> Plan:
     moving = sorted(removal.slot for removal in move)
     waiting: list[SlotKey] = []
     for slot in (*moving, *difference.missing):
-        back = _still_there(slot, demand, difference.leaving, fleet)
-        if back is None:
-            waiting.append(slot)
+        if (back := _still_there(slot, demand, difference.leaving, fleet)) is not None:
+            put(slot, *back)
         else:
-            put(slot, back[0], back[1])
+            waiting.append(slot)
 
     homes = set(slots.values())
     for slot in waiting:
-        chosen = choose(fleet, demand, homes)
-        if chosen is not None:
+        # Asked again: another slot may have come back smaller, and a slot has one reservation on a node.
+        if (back := _still_there(slot, demand, difference.leaving, fleet)) is not None:
+            put(slot, *back)
+            continue
+        if (chosen := choose(fleet, demand, homes)) is not None:
             put(slot, chosen)
             homes.add(chosen.name)
             continue
-        blocked = obstacles(fleet, demand)
         if slot in moving:
+            live = {here.slot: here for here in placed if not here.leaving}
+            blocked = obstacles(fleet, demand, live[slot])
             _undo(puts, fleet)
-            stay = {here.slot: here.node for here in placed if not here.leaving}
-            return Plan(demand, (), (), stay, blocked, held=True)
+            return Plan(demand, (), (), {s: here.node for s, here in live.items()}, blocked, held=True)
         # All slots are of one size: where one does not fit, none of the rest does.
+        blocked = obstacles(fleet, demand)
         return Plan(demand, tuple(puts), (*difference.remove, *move), slots, blocked)
     return Plan(demand, tuple(puts), (*difference.remove, *move), slots)
 

@@ -1,0 +1,259 @@
+"""Placement as tables: what stays, what leaves and why, where the rest goes, and why it does not."""
+
+import pytest
+from contracts.workload import Process
+from scheduler.fleet import NOTHING, Fleet, Node, Room
+from scheduler.plan import Plan, Put, make_plan, recheck
+from scheduler.reconcile import Demand, Placed, Removal
+
+from tests.scheduler.samples import spec
+
+SMALL = Room(100, 128, 256)
+WHOLE = Room(1000, 1024, 4096)
+WEB = ("web", 0)
+WEB2 = ("web", 1)
+WEB3 = ("web", 2)
+
+
+def node(
+    name: str = "n1",
+    *,
+    region: str = "eu",
+    online: bool = True,
+    capacity: Room = WHOLE,
+    reserved: Room = NOTHING,
+    used: Room = NOTHING,
+) -> Node:
+    return Node(name, region, online, capacity, reserved, capacity.beyond(reserved), used)
+
+
+def demand(*slots: tuple[str, int], state: str = "running", region: str = "eu", room: Room = SMALL) -> Demand:
+    return Demand("app", region, state, room, slots)
+
+
+def nodes_of(plan: Plan) -> list[str]:
+    return [plan.slots[slot] for slot in plan.demand.slots if slot in plan.slots]
+
+
+# --- what is wanted ----------------------------------------------------------------------------------
+
+
+def test_a_specification_wants_a_slot_for_every_replica_of_every_process() -> None:
+    processes = {"worker": Process(replicas=2), "web": Process(replicas=1), "idle": Process(replicas=0)}
+    assert Demand.of(spec(processes=processes)).slots == (("web", 0), ("worker", 0), ("worker", 1))
+
+
+@pytest.mark.parametrize("change", [{"state": "stopped"}, {"state": "deleted"}, {"image": None}])
+def test_without_an_image_or_stopped_nothing_is_wanted(change: dict[str, str | None]) -> None:
+    assert Demand.of(spec(**change)).slots == ()
+
+
+# --- what stays and what leaves ----------------------------------------------------------------------
+
+
+def test_what_is_well_placed_is_not_touched_even_while_its_node_is_away() -> None:
+    fleet = Fleet([node(online=False, reserved=SMALL), node("n2")])
+    plan = make_plan(demand(WEB), [Placed(WEB, "n1", SMALL)], fleet)
+    assert plan == Plan(demand(WEB), (), (), {WEB: "n1"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "because"),
+    [
+        (demand(WEB), "fewer replicas are wanted"),
+        (demand(state="stopped"), "the workload is stopped"),
+        (demand(state="deleted"), "the workload is deleted"),
+    ],
+)
+def test_what_is_not_wanted_leaves_and_the_plan_says_why(wanted: Demand, because: str) -> None:
+    fleet = Fleet([node(reserved=Room(200, 256, 512))])
+    placed = [Placed(WEB, "n1", SMALL), Placed(WEB2, "n1", SMALL)]
+    plan = make_plan(wanted, placed, fleet)
+    assert plan.puts == ()
+    assert plan.removals[-1] == Removal(WEB2, "n1", because)
+    assert len(plan.removals) == 2 - len(wanted.slots)
+
+
+def test_a_slot_of_another_region_moves() -> None:
+    fleet = Fleet([node("us1", region="us", reserved=SMALL), node("n1")])
+    plan = make_plan(demand(WEB), [Placed(WEB, "us1", SMALL)], fleet)
+    assert plan.puts == (Put(WEB, "n1", SMALL),)
+    assert plan.removals == (Removal(WEB, "us1", "the node is not in region eu"),)
+
+
+def test_a_slot_that_has_not_quite_left_comes_back_to_its_own_room() -> None:
+    full = node(capacity=SMALL, reserved=SMALL)
+    plan = make_plan(demand(WEB), [Placed(WEB, "n1", SMALL, leaving=True)], Fleet([full, node("n2")]))
+    assert plan.puts == (Put(WEB, "n1", SMALL, was=SMALL),)
+    assert full.reserved == SMALL
+
+
+def test_slots_that_come_back_smaller_make_room_for_each_other() -> None:
+    home = node(capacity=Room(200, 1000, 512), reserved=Room(200, 1000, 512))
+    leaving = [Placed(WEB, "n1", Room(100, 10, 256), True), Placed(WEB2, "n1", Room(100, 990, 256), True)]
+    plan = make_plan(demand(WEB, WEB2, room=Room(100, 20, 256)), leaving, Fleet([home]))
+    assert plan.slots == {WEB: "n1", WEB2: "n1"}
+    assert {put.was for put in plan.puts} == {here.room for here in leaving}
+    assert home.reserved == Room(200, 40, 512)
+
+
+# --- larger and smaller ------------------------------------------------------------------------------
+
+
+def test_a_larger_size_is_taken_where_the_slot_is() -> None:
+    home = node(reserved=SMALL)
+    large = Room(400, 512, 256)
+    plan = make_plan(demand(WEB, room=large), [Placed(WEB, "n1", SMALL)], Fleet([home, node("n2")]))
+    assert plan.puts == (Put(WEB, "n1", large, SMALL, stays=True),)
+    assert home.reserved == large
+
+
+def test_a_slot_that_outgrows_its_node_moves() -> None:
+    large = Room(100, 1000, 256)
+    fleet = Fleet([node(reserved=Room(200, 256, 512)), node("n2")])
+    plan = make_plan(demand(WEB, room=large), [Placed(WEB, "n1", SMALL)], fleet)
+    assert plan.puts == (Put(WEB, "n2", large),)
+    assert plan.removals == (Removal(WEB, "n1", "the node has no room for the larger size"),)
+
+
+def test_a_change_that_would_only_take_away_what_runs_is_held_back_whole() -> None:
+    home = node(reserved=Room(200, 256, 512))
+    placed = [Placed(WEB, "n1", SMALL), Placed(WEB2, "n1", SMALL)]
+    plan = make_plan(demand(WEB, room=Room(100, 2000, 256)), placed, Fleet([home]))
+    assert plan.held
+    assert (plan.puts, plan.removals) == ((), ())
+    assert plan.slots == {WEB: "n1", WEB2: "n1"}
+    assert plan.blocked == {"n1": "memory short by 1104 MB"}
+    assert home.reserved == Room(200, 256, 512)
+
+
+def test_held_back_after_part_of_it_fitted_gives_that_part_back() -> None:
+    roomy, tight = node(reserved=SMALL), node("n2", capacity=SMALL, reserved=SMALL)
+    placed = [Placed(WEB, "n1", SMALL), Placed(WEB2, "n2", SMALL)]
+    plan = make_plan(demand(WEB, WEB2, room=Room(600, 128, 256)), placed, Fleet([roomy, tight]))
+    assert plan.held
+    assert (roomy.reserved, tight.reserved) == (SMALL, SMALL)
+
+
+# --- where the rest goes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fleet", "chosen"),
+    [
+        ([node("n1", reserved=Room(500, 512, 0)), node("n2", reserved=Room(100, 128, 0))], "n2"),
+        ([node("n1", used=Room(500, 900, 0)), node("n2", used=Room(400, 100, 0))], "n2"),
+        ([node("n2"), node("n1")], "n1"),
+        ([node("n1", online=False), node("n2", reserved=Room(500, 512, 0))], "n2"),
+        ([node("n1", region="us"), node("n2", reserved=Room(500, 512, 0))], "n2"),
+        ([node("n1", capacity=Room(1000, 100, 4096)), node("n2", reserved=Room(800, 800, 0))], "n2"),
+    ],
+    ids=["least promised", "least used", "first by name", "online", "in the region", "with room"],
+)
+def test_the_least_utilized_node_with_room_takes_a_new_workload(fleet: list[Node], chosen: str) -> None:
+    assert nodes_of(make_plan(demand(WEB), [], Fleet(fleet))) == [chosen]
+
+
+def test_replicas_go_where_the_workload_runs_while_there_is_room() -> None:
+    home = node("n2", reserved=Room(700, 128, 256))
+    fleet = Fleet([node("n1"), home])
+    plan = make_plan(demand(WEB, WEB2, WEB3, ("web", 3)), [Placed(WEB, "n2", SMALL)], fleet)
+    assert nodes_of(plan) == ["n2", "n2", "n2", "n2"]
+    more = demand(*(("web", i) for i in range(6)))
+    placed = [Placed(slot, name, SMALL) for slot, name in plan.slots.items()]
+    assert nodes_of(make_plan(more, placed, fleet)) == ["n2", "n2", "n2", "n2", "n1", "n1"]
+
+
+def test_workloads_of_one_batch_see_what_the_others_take() -> None:
+    fleet = Fleet([node("n1"), node("n2"), node("n3")])
+    chosen = [nodes_of(make_plan(demand(WEB), [], fleet))[0] for _ in range(6)]
+    assert chosen == ["n1", "n2", "n3", "n1", "n2", "n3"]
+
+
+# --- why it does not go ------------------------------------------------------------------------------
+
+
+def test_blocked_says_why_for_every_node_of_the_region() -> None:
+    fleet = Fleet(
+        [
+            node("full", reserved=WHOLE),
+            node("tight", reserved=Room(0, 1024 - 72, 0)),
+            node("away", online=False),
+            node("elsewhere", region="us"),
+        ]
+    )
+    plan = make_plan(demand(WEB), [], fleet)
+    assert plan.blocked == {
+        "away": "offline",
+        "full": "CPU short by 0.1 cores, memory short by 128 MB, disk short by 256 MB",
+        "tight": "memory short by 56 MB",
+    }
+    assert (plan.puts, plan.slots, plan.held) == ((), {}, False)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reasons"),
+    [
+        ([], {"region eu": "no node is online"}),
+        ([node(online=False)], {"n1": "offline", "region eu": "no node is online"}),
+    ],
+)
+def test_a_region_without_a_node_online_says_so(nodes: list[Node], reasons: dict[str, str]) -> None:
+    assert make_plan(demand(WEB), [], Fleet(nodes)).blocked == reasons
+
+
+def test_what_fits_is_placed_and_only_the_rest_waits() -> None:
+    plan = make_plan(demand(WEB, WEB2, WEB3), [], Fleet([node(capacity=Room(1000, 300, 4096))]))
+    assert plan.slots == {WEB: "n1", WEB2: "n1"}
+    assert plan.blocked == {"n1": "memory short by 84 MB"}
+
+
+# --- checked again where it is written ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "holds"),
+    [
+        (node(), True),
+        (node(reserved=Room(950, 0, 0)), False),
+        (node(online=False), False),
+        (node(region="us"), False),
+    ],
+)
+def test_a_plan_is_refused_when_its_node_has_changed(found: Node, holds: bool) -> None:
+    plan = make_plan(demand(WEB), [], Fleet([node()]))
+    before = found.reserved
+    assert recheck(plan, {"n1": found}, set()) is holds
+    assert found.reserved == (SMALL if holds else before)
+
+
+def test_a_plan_is_refused_when_the_slot_to_come_back_has_left() -> None:
+    plan = make_plan(demand(WEB), [Placed(WEB, "n1", SMALL, leaving=True)], Fleet([node(reserved=SMALL)]))
+    assert recheck(plan, {"n1": node(reserved=SMALL)}, {(WEB, "n1")})
+    assert not recheck(plan, {"n1": node()}, set())
+
+
+def test_a_refused_plan_takes_nothing_from_the_nodes_that_had_room() -> None:
+    fleet = Fleet([node("n1", capacity=Room(100, 128, 256)), node("n2", capacity=Room(100, 128, 256))])
+    plan = make_plan(demand(WEB, WEB2), [], fleet)
+    fresh = {"n1": node("n1"), "n2": node("n2", online=False)}
+    assert not recheck(plan, fresh, set())
+    assert fresh["n1"].reserved == NOTHING
+
+
+def test_a_thousand_takings_and_givings_leave_the_ranking_right() -> None:
+    fleet = Fleet([node(f"n{i}") for i in range(5)])
+    home = fleet.node("n3")
+    assert home is not None
+    for _ in range(1000):
+        assert fleet.least_utilized("eu", SMALL) is not None
+        fleet.resize(home, NOTHING, SMALL)
+        fleet.resize(home, SMALL, NOTHING)
+    order = []
+    for _ in range(5):
+        found = fleet.least_utilized("eu", SMALL)
+        assert found is not None
+        fleet.resize(found, NOTHING, SMALL)
+        order.append(found.name)
+    assert order == ["n0", "n1", "n2", "n3", "n4"]
+    assert fleet.least_utilized("us", SMALL) is None
