@@ -89,6 +89,7 @@ class Bus:
             "connect_timeout": 3,
             "ping_interval": 20,
             "max_outstanding_pings": 2,
+            "drain_timeout": 30,
             "disconnected_cb": lost,
             "reconnected_cb": back,
             "error_cb": failed,
@@ -132,8 +133,10 @@ class Bus:
         for task in self._drains:
             task.cancel()
         await asyncio.gather(*self._drains, return_exceptions=True)
-        if self._broker is not None:
-            await self._broker.stop()
+        # Answers under way are finished; without a server there is nobody to give them to.
+        with contextlib.suppress(NatsError, OSError, TimeoutError):
+            if self._broker is not None:
+                await self._broker.stop()
         if self._client is not None and not self._client.is_closed:
             with contextlib.suppress(NatsError, OSError, TimeoutError):
                 await self._client.close()

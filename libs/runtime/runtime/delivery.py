@@ -85,7 +85,11 @@ class Delivery:
                 if lost:
                     log.info("events come again", service=self._service.name)
                     lost = False
-                await self._pull_from(subscription)
+                try:
+                    await self._pull_from(subscription)
+                finally:
+                    # What was not handled comes again; left here, it would hold up the drain at the end.
+                    pass
             except (NatsError, APIError, TimeoutError, OSError) as error:
                 if not lost:
                     log.warning(

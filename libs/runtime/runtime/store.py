@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import structlog
 from contracts.errors import Unavailable
 from contracts.events import Event
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, OperationalError
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import URL, Executable, Result, Select, make_url, text
@@ -41,6 +41,7 @@ class Tx:
     def __init__(self, session: AsyncSession, telemetry: Telemetry) -> None:
         self.session = session
         self.events: list[Event] = []
+        self.driver: AsyncConnection[Any] | None = None
         self._telemetry = telemetry
         self._headers: list[str] = []
         self._after: list[Callable[[], None]] = []
@@ -70,6 +71,7 @@ class Tx:
         """The driver's own connection, inside this transaction: for COPY, unnest and the like."""
         raw = await (await self.session.connection()).get_raw_connection()
         driver: AsyncConnection[Any] = raw.driver_connection  # type: ignore[assignment]
+        self.driver = driver
         return driver
 
     def publish(self, event: Event) -> None:
@@ -152,6 +154,12 @@ class Store:
                 if error.connection_invalidated:
                     raise Unavailable("the database did not answer; try again") from error
                 raise
+            except OperationalError as error:
+                # From the driver's own connection, which SQLAlchemy does not watch.
+                if tx.driver is not None and tx.driver.broken:
+                    await session.invalidate()
+                    raise Unavailable("the database did not answer; try again") from error
+                raise
         if tx.events:
             for call in self._on_commit:
                 call()
@@ -181,11 +189,20 @@ class Store:
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """One statement in its own transaction. It sets the organization's scope itself: see `scoped`."""
         try:
-            async with self._reads.connection() as connection:
-                cursor = await connection.execute(sql, parameters, prepare=True)
-                return await cursor.fetchall()
-        except PoolTimeout as error:
+            return await self._read(sql, parameters)
+        except OperationalError as error:
+            if isinstance(error, PoolTimeout):
+                raise Unavailable("the database does not answer; try again") from error
+        # A pooled connection died with its server: once more, on a new one.
+        try:
+            return await self._read(sql, parameters)
+        except OperationalError as error:
             raise Unavailable("the database does not answer; try again") from error
+
+    async def _read(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        async with self._reads.connection() as connection:
+            cursor = await connection.execute(sql, parameters, prepare=True)
+            return await cursor.fetchall()
 
 
 def scoped(select: str) -> str:
