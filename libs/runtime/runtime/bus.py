@@ -89,7 +89,7 @@ class Bus:
             "connect_timeout": 3,
             "ping_interval": 20,
             "max_outstanding_pings": 2,
-            "drain_timeout": 30,
+            "drain_timeout": 5,
             "disconnected_cb": lost,
             "reconnected_cb": back,
             "error_cb": failed,

@@ -89,7 +89,7 @@ class Delivery:
                     await self._pull_from(subscription)
                 finally:
                     # What was not handled comes again; left here, it would hold up the drain at the end.
-                    pass
+                    await subscription.unsubscribe()
             except (NatsError, APIError, TimeoutError, OSError) as error:
                 if not lost:
                     log.warning(
