@@ -5,9 +5,9 @@ service tells another is lenient towards additions (`Model`: an older reader ign
 """
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
 
 class Model(BaseModel):
@@ -16,6 +16,13 @@ class Model(BaseModel):
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    @field_validator("*")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("text cannot hold a NUL character")
+        return value
 
 
 def _aware(value: datetime) -> datetime:

@@ -1,10 +1,10 @@
-"""The REST API: every router, behind the permissions, with a limit on what a body may weigh."""
+"""The REST API: every router, behind the permissions, with a threshold for what no route could use."""
 
 from importlib import metadata
 from typing import Any
 
 from contracts.api import Failure
-from contracts.errors import TooLarge
+from contracts.errors import InvalidInput, TooLarge
 from fastapi import FastAPI
 from runtime.http import answer, api
 from runtime.telemetry import Telemetry
@@ -50,18 +50,25 @@ def create(desk: Desk, telemetry: Telemetry) -> FastAPI:
     permissions.require_permissions(ROUTERS)
     for router in ROUTERS:
         app.include_router(router, responses=_FAILURES)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(Threshold)
     return app
 
 
-class BodyLimit:
-    """JSON is read into memory whole before a route sees it; only a source, which is not, may be large."""
+class Threshold:
+    """Refuses what no route could use. JSON is read into memory whole before a route sees it, so only a
+    source, which is not, may be large; and no text of Postgres holds a NUL."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["method"] == "GET" or scope["path"].endswith("/source"):
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            await answer(InvalidInput("the address has a NUL character in it"))(scope, receive, send)
+            return
+        if scope["method"] == "GET" or scope["path"].endswith("/source"):
             await self._app(scope, receive, send)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
