@@ -44,10 +44,10 @@ async def post(
     wallet.balance += amount.micros
     wallet.sequence += 1
     tx.add(PostingRow(id=id, organization=organization, sequence=wallet.sequence, kind=kind, note=note))
+    await tx.flush()
     other = "credits" if kind == "credit" else "revenue"
     for account, micros in (("wallet", amount.micros), (other, -amount.micros)):
         tx.add(EntryRow(posting=id, account=account, organization=organization, micros=micros))
-    await tx.flush()
     tx.publish(
         WalletChanged(
             organization=organization,

@@ -124,7 +124,7 @@ class Metering:
     def _check(self, fact: Fact) -> None:
         if fact.rate.currency != self._currency:
             raise InvalidInput(
-                f"{fact.instance} is priced in {fact.rate.currency}, but wallets are kept in {self._currency}; "
+                f"{fact.instance} is priced in {fact.rate.currency}, wallets are in {self._currency}; "
                 "make BILLING_CURRENCY and GATEWAY_CURRENCY the same, then replay this message",
                 instance=fact.instance,
             )
