@@ -25,7 +25,12 @@ async def test_everything_accepted_comes_to_its_end_once(tmp_path_factory: pytes
     print(f"seed {seed}")  # a failure replays with it
     chance = random.Random(seed)
     groups = [[name] for name in EVERYTHING]
-    settings = {"BILLING_PERIOD_SECONDS": "5", "BUILDER_LEASE_SECONDS": "5", "BERTH_LOG_LEVEL": "info"}
+    settings = {
+        "BERTH_LOG_LEVEL": "info",
+        "BILLING_PERIOD_SECONDS": "5",
+        "BUILDER_LEASE_SECONDS": "5",
+        "NODE_AGENT_CPU_MILLIS": "20000",
+    }
     async with (
         platform(tmp_path_factory.mktemp("crash"), "crash", *groups, **settings) as here,
         here.customer() as customer,

@@ -91,7 +91,7 @@ async def test_an_app_lives_from_its_source_to_its_end(here: Platform, customer:
 
     ended = await customer.ended(deployment)
     assert ended["status"] == "running", ended
-    assert ended["recipe"] == "python"
+    assert ended["recipe"] == "python-3.11"
     view = await customer.status(app, "running")
     hostname = httpx.URL(view["url"]).host
     assert hostname == "garden.localhost"
@@ -118,7 +118,7 @@ async def test_an_app_lives_from_its_source_to_its_end(here: Platform, customer:
     await customer.call("POST", f"/api/paas/apps/{app}/stop")
     await customer.status(app, "stopped")
     await customer.silent(hostname)
-    assert [c for c in here.containers() if c.status == "running"] == []
+    await eventually(lambda: none_running(here), what="the end of its process")
     last = await settled_balance(customer)
     usage = await customer.call("GET", "/api/paas/usage")
     assert usage["total"]["micros"] == 25_000_000 - last
@@ -138,6 +138,10 @@ async def test_an_app_lives_from_its_source_to_its_end(here: Platform, customer:
 
 async def less_than(customer: Customer, micros: int) -> bool:
     return await balance(customer) < micros
+
+
+async def none_running(here: Platform) -> bool:
+    return all(c.status != "running" for c in here.containers())
 
 
 async def none_left(here: Platform) -> bool:

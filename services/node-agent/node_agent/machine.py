@@ -28,7 +28,8 @@ class Machine:
     def capacity(self) -> NodeCapacity:
         disk = os.statvfs(self._disk)
         return NodeCapacity(
-            cpu_millis=_least((os.cpu_count() or 1) * 1000, self._share.cpu_millis),
+            # More than there is may be given away: CPU is shared in time, memory and disk are not.
+            cpu_millis=self._share.cpu_millis or (os.cpu_count() or 1) * 1000,
             memory_mb=_least(self._memory()["MemTotal"], self._share.memory_mb),
             disk_mb=_least(disk.f_blocks * disk.f_frsize // _MIB, self._share.disk_mb),
         )

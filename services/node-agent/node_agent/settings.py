@@ -40,7 +40,9 @@ class NodeAgentSettings(BaseSettings):
     allowed_host_ports: tuple[int, ...] = Field(
         (), description="TCP ports of this machine that instances may reach, such as those of its ingress"
     )
-    cpu_millis: int | None = Field(None, gt=0, description="Most 1/1000 of a core given away; none: all")
+    cpu_millis: int | None = Field(
+        None, gt=0, description="1/1000 of a core given away, also more than there is; none: all"
+    )
     memory_mb: int | None = Field(None, gt=0, description="Most memory given away; none: all")
     disk_mb: int | None = Field(None, gt=0, description="Most disk given away; none: all")
     tmp_mb: int = Field(64, ge=1, description="Size of an instance's /tmp, which counts as its memory")
