@@ -38,6 +38,9 @@ class Platform:
             case ["POST", path] if path.endswith("/credits"):
                 credit = {"id": new_id("crd"), "organization": path.split("/")[-2], "amount": MONEY}
                 return credit | {"note": "", "at": NOW}
+            case ["GET", "/api/paas/locations"]:
+                seen = self.calls.count(call) > 1
+                return {"regions": [{"name": "local", "base_domain": "localhost"}] if seen else []}
             case ["GET", "/api/paas/plans"]:
                 return {"plans": [self.plan("large", 9000), self.plan("small", 1000)]}
             case ["GET", "/api/paas/apps"]:

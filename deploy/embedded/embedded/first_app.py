@@ -14,6 +14,7 @@ from contracts.api import (
     Me,
     OrganizationView,
     PlanList,
+    RegionList,
     SourceView,
 )
 from contracts.errors import Unavailable
@@ -79,11 +80,21 @@ def pack(folder: Path) -> bytes:
 
 
 def _create(api: Api, organization: str) -> AppView:
+    _wait_for_room(api)
     api.post(f"/api/admin/organizations/{organization}/credits", CreditView, CREDIT)
     # What runs the example is told by the builder; a plan without any runtime runs nothing.
     plans = [plan for plan in api.get("/api/paas/plans", PlanList).plans if plan.runtimes]
     cheapest = min(plans, key=lambda plan: plan.hourly.micros)
     return api.post("/api/paas/apps", AppView, {"name": NAME, "plan": cheapest.name})
+
+
+def _wait_for_room(api: Api, seconds: float = 60) -> None:
+    """The node reports itself from time to time; the first report may have come before anybody listened."""
+    deadline = time.monotonic() + seconds
+    while not api.get("/api/paas/locations", RegionList).regions:
+        if time.monotonic() > deadline:
+            raise Unavailable("this machine's node has not reported any room: see `berth logs`")
+        time.sleep(0.1)
 
 
 def _wait(api: Api, view: DeploymentView, seconds: float = 300) -> None:

@@ -263,7 +263,9 @@ class Installation:
         bundle = build_ca_bundle(os.environ)
         if bundle is not None and "BUILDER_CA_BUNDLE" not in passed:
             told["BUILDER_CA_BUNDLE"] = str(bundle)
-        passed.pop(ADMIN_URL, None)
+        # What only `up` needs is no reason to start the services anew.
+        for name in (ADMIN_URL, *(f"BERTH_{field.upper()}" for field in EmbeddedSettings.model_fields)):
+            passed.pop(name, None)
         return environment(**(passed | told))
 
     def operator_environment(self) -> dict[str, str]:

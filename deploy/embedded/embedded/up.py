@@ -113,10 +113,10 @@ def status(arguments: list[str]) -> int:
         ("platform", _state(here.platform), here.ports.api),
     ]
     for row in filter(None, rows):
-        say(f"{row[0]:<12}{row[1]:<18}{row[2]}")
+        say(f"{row[0]:<14}{row[1]:<18}{row[2]}")
     for line in words.splitlines():
         service, _, state = line.partition(": ")
-        say(f"  {service:<10}{state}")
+        say(f"  {service:<12}{state}")
     return 0 if ready else 1
 
 

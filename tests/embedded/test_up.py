@@ -1,0 +1,108 @@
+"""`berth up` and `berth down` as an operator runs them, on the engine of this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+from embedded.engine import Engine
+from embedded.web import get
+
+PREFIX = "btup"
+
+
+@dataclass(frozen=True)
+class Operator:
+    state: Path
+    settings: dict[str, str]
+
+    def berth(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(("BERTH_", "GATEWAY_"))}
+        return subprocess.run(
+            [sys.executable, "-m", "runtime.cli", *words],
+            env=plain | self.settings,
+            cwd=self.state.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def up(self) -> str:
+        done = self.berth("up")
+        assert done.returncode == 0, done.stderr + self.berth("logs").stdout
+        return done.stdout
+
+    def visit(self) -> tuple[int, bytes]:
+        return get(f"http://127.0.0.1:{self.settings['BERTH_HTTP_PORT']}", "hello.localhost")
+
+    def instances(self) -> list[str]:
+        with_docker = docker.DockerClient(base_url=Engine(Path("unused")).host)
+        try:
+            return [
+                str(c.id) for c in with_docker.containers.list(filters={"label": f"berth.prefix={PREFIX}"})
+            ]
+        finally:
+            with_docker.close()
+
+    def traces(self) -> list[str]:
+        """Whatever of the installation is still in the machine."""
+        found = self.instances()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                said = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if str(self.state).encode() in said:
+                found.append(said.decode(errors="replace"))
+        for argv in (["ip", "link"], ["iptables-save"]):
+            said_text = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+            found += [line for line in said_text.splitlines() if PREFIX in line.lower()]
+        found += [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.state) in line]
+        return found
+
+
+@pytest.fixture
+def operator(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Operator]:
+    operator = Operator(
+        state=tmp_path / "state",
+        settings={
+            "BERTH_STATE": str(tmp_path / "state"),
+            "BERTH_NODE": f"up-{os.getpid()}",
+            "BERTH_HTTP_PORT": str(free_port()),
+            "BERTH_API_PORT": str(free_port()),
+            "NODE_AGENT_PREFIX": PREFIX,
+            "BUILDER_PREFIX": PREFIX,
+        },
+    )
+    yield operator
+    operator.berth("down")
+
+
+def test_up_again_and_down_and_up(operator: Operator) -> None:
+    said = operator.up()
+    assert f"app     http://hello.localhost:{operator.settings['BERTH_HTTP_PORT']}\n" in said
+    assert f"docs    http://127.0.0.1:{operator.settings['BERTH_API_PORT']}/docs\n" in said
+    assert operator.visit() == (200, b"Hello from Berth!\n")
+    assert operator.berth("status").returncode == 0
+    (instance,) = operator.instances()
+
+    assert operator.up().splitlines()[-4:] == said.splitlines()[-4:]
+    assert operator.instances() == [instance]
+
+    assert operator.berth("down").returncode == 0
+    assert operator.traces() == []
+    assert operator.berth("status").returncode == 1
+
+    began = time.monotonic()
+    assert operator.up().splitlines()[-4:] == said.splitlines()[-4:]
+    assert time.monotonic() - began < 20
+    assert operator.visit() == (200, b"Hello from Berth!\n")
+    assert json.loads((operator.state / "administrator.json").read_text())["password"] in said
+    log = operator.berth("logs", "--lines", "100000").stdout
+    assert log.count('"event":"build begun"') == 1
