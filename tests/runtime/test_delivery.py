@@ -1,10 +1,12 @@
 """I1 and I2 at the chassis: nothing committed is lost, twice is once, one bad message stops nobody."""
 
 import asyncio
+import time
 
 import pytest
 from contracts.errors import NotFound, NotYet
 from contracts.events import AlertRaised, AppCreated, BillingTick, RolloutFinished, WalletChanged
+from contracts.queries import Wallet, WalletOf
 from runtime.migrations import tenant_statements
 from runtime.parked import ask_for_replay, parked_rows
 from runtime.runtime import Runtime
@@ -272,3 +274,21 @@ async def test_a_node_cannot_speak_for_another(harness: Harness, effects: Runtim
 
     await eventually(parked, what="the forged event")
     assert await hours(effects) == []
+
+
+async def test_a_service_that_has_waited_in_vain_stops_at_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.delivery.WAIT_SECONDS", 0.001)
+
+    async def answer(_: WalletOf) -> Wallet:
+        raise NotFound("there is no wallet")
+
+    await harness.start(
+        "billing", lambda _: Service(name="billing", handles={BillingTick: note}, answers={WalletOf: answer})
+    )
+    await asyncio.sleep(0.5)
+    # By the clock: nats-py swallows the cancellation that a timeout is.
+    begun = time.perf_counter()
+    await harness.stop("billing")
+    assert time.perf_counter() - begun < 3
