@@ -50,7 +50,7 @@ def create(runtime: Runtime) -> Service:
             project,
             Loop("look", nodes.look, every=LOOK_SECONDS),
             Loop("heal", workloads.heal, every=60.0),
-            Loop("survey", projection.survey, every=60.0),
+            Loop("survey", projection.watch, every=5.0),
             Loop("forget", projection.forget, every=60.0),
         ],
     )

@@ -16,8 +16,9 @@ from runtime.store import Tx
 # workload, process, index, node
 Departure: TypeAlias = tuple[str, str, int, str]
 
-# A node may have sent its report before it read what it was told; after this long it has not.
-SETTLED = timedelta(seconds=30)
+# A node may have sent its report before it read what it was told, and what drains is not in it: it counts
+# as an answer only after this long and the workload's own grace.
+SETTLED = timedelta(seconds=60)
 
 # An instance that is stopped for another reason may well be started again in the same slot.
 _LEFT = ("stopped", "deleted", "moved")
@@ -57,7 +58,9 @@ from given where n.name = given.node
 _OVERDUE = """
 select p.workload, p.process, p.index, p.node from placement p
 join projection told on told.node = p.node and told.workload = p.workload
-where p.node = any(%s) and p.leaving <= told.written and told.written_at < %s
+join workload w on w.id = p.workload
+where p.node = any(%s) and p.leaving <= told.written
+    and told.written_at + (w.in_force ->> 'grace_seconds')::float8 * interval '1 second' < %s
 """
 
 _EMPTY = """

@@ -22,7 +22,7 @@ from scheduler.fleet import NOTHING, Fleet, Node, Room
 from scheduler.plan import Plan, make_plan, recheck
 from scheduler.reconcile import Demand, Placed
 
-BATCH = 200
+BATCH = 500
 LONGEST_WAIT = 600
 
 _DUE = """

@@ -1,8 +1,8 @@
 """Keeps the `desired` bucket at what the tables say: one key per node and workload, the truth for its agent.
 
 Invariant: a lower revision is never written over a higher one. A workload that leaves a node stays there as
-an entry without slots, until the node reports nothing of it: an absent key is an order to nobody. The bucket
-is compared with the tables at start and for ever after, so it may even be lost. Runs as loops of `app`.
+an entry without slots: an absent key is an order to nobody. The bucket is compared with the tables at start
+and for ever after, so it may even be lost. Runs as loops of `app`.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from runtime.runtime import Runtime
 from runtime.store import PLATFORM
 
 PAGE = 200
+SURVEY_SECONDS = 60.0
 TRIES = 5
 
 _UNWRITTEN = """
@@ -68,10 +69,7 @@ returning node
 
 _FORGETTABLE = """
 select told.node, told.workload, told.revision from projection told join workload w on w.id = told.workload
-where told.slots = 0 and told.vacant and told.written = told.revision and (
-    w.in_force ->> 'state' = 'deleted'
-    or exists (select from placement p where p.workload = w.id and p.leaving is null)
-)
+where told.slots = 0 and told.vacant and told.written = told.revision and w.in_force ->> 'state' = 'deleted'
 limit %s
 """
 
@@ -87,6 +85,8 @@ class Projection:
         self._runtime = runtime
         self._bucket = runtime.bus.bucket("desired")
         self._strangers: set[str] = set()
+        # Of the last survey: the connection it was made on, and when.
+        self._surveyed: tuple[int, float] | None = None
 
     # --- from the tables to the bucket ---------------------------------------------------------------
 
@@ -136,10 +136,22 @@ class Projection:
 
     # --- from the bucket to the tables ---------------------------------------------------------------
 
-    async def survey(self) -> None:
-        """Compares the whole bucket with the tables, and writes again whatever is not as it should be."""
+    async def watch(self) -> None:
+        """Surveys the bucket at start, after every reconnect (the server may have lost its disk) and slowly
+        for ever."""
         if not self._runtime.bus.connected:
             return
+        connection, now = self._runtime.bus.client.stats["reconnects"], self._runtime.clock.monotonic()
+        if (
+            self._surveyed is None
+            or self._surveyed[0] != connection
+            or now >= self._surveyed[1] + SURVEY_SECONDS
+        ):
+            await self.survey()
+            self._surveyed = connection, now
+
+    async def survey(self) -> None:
+        """Compares the whole bucket with the tables, and writes again whatever is not as it should be."""
         # The bucket first: what the tables then say is at least as new, so ahead of them means wrong.
         there = {key: revision_in(e.value) for key, e in (await self._bucket.entries()).items()}
         async with self._runtime.store.transaction(PLATFORM) as tx:
@@ -178,8 +190,8 @@ class Projection:
     # --- what has left for good ----------------------------------------------------------------------
 
     async def forget(self) -> None:
-        """Deletes the keys that tell a node to run nothing of what it does not run. A stopped workload keeps
-        its key: its node may still hold what it needs to start again."""
+        """Deletes the keys of deleted workloads of which nothing runs. All others keep theirs, on nodes they
+        have left too: those may still hold something of them, and hear of the end through it."""
         if not self._runtime.bus.connected:
             return
         async with self._runtime.store.transaction(PLATFORM) as tx:
