@@ -186,6 +186,8 @@ async def platform(
                     **settings,
                 },
             )
+            # What a run that was cut off has left must not be taken for ours.
+            opened.sweep()
             try:
                 for group in groups or (EVERYTHING,):
                     opened.start(*group)
