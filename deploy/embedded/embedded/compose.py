@@ -1,4 +1,5 @@
-"""`berth compose-env` and `berth compose-images`: what `deploy/compose/compose.yaml` needs before an `up`.
+"""What `deploy/compose/compose.yaml` needs before an `up`, and leaves behind after a `down`: the commands
+`berth compose-env`, `compose-images` and `compose-clear`.
 
 One master secret is made at the first call and kept; every password is derived from it, so calling again
 changes nothing. What the operator wrote into `.env` or `settings.env` stays.
@@ -18,8 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from runtime.permissions import SERVICES, nats_config, node_name
 from runtime.secrets import BadSecret, check_secret, derive, new_secret
 
+from embedded import instances
 from embedded.daemon import write_if_new
-from embedded.engine import Engine
+from embedded.engine import Engine, answers
 from embedded.images import HUB, STACKS, Images, contents, reachable
 from embedded.installation import build_ca_bundle
 
@@ -59,7 +61,7 @@ def derived(master: str, node: str) -> dict[str, str]:
     keys = {
         "BERTH_POSTGRES_PASSWORD": derive(master, "database/postgres"),
         "BERTH_REGISTRY_SECRET": derive(master, "registry/http"),
-        "BERTH_GATEWAY_TOKEN_SECRET": derive(master, "gateway/token"),
+        "BERTH_GATEWAY_TOKEN_SECRET": derive(master, "gateway/tokens"),
         variable("BERTH_NATS", "node"): derive(master, f"nats/{node_name(node)}"),
     }
     for service in SERVICES:
@@ -140,7 +142,10 @@ def compose_env(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     state = options.state.absolute()
     chosen = {"BERTH_NODE": options.node, CA_BUNDLE: options.ca_bundle}
-    found: dict[str, object] = {CA_BUNDLE: build_ca_bundle(os.environ)}
+    found: dict[str, object] = {CA_BUNDLE: build_ca_bundle(os.environ), "BERTH_PREFIX": "berth"}
+    host = os.environ.get("DOCKER_HOST", "")
+    if host.startswith("unix://"):
+        found["BERTH_ENGINE_SOCKET"] = host.removeprefix("unix://")
     if not reachable(*HUB):
         found |= {name: image for name, (image, _) in LOCAL.items()}
     try:
@@ -157,14 +162,26 @@ def compose_images(arguments: list[str]) -> int:
     )
     parser.add_argument("--state", type=Path, default=FOLDER, help="folder of .env (deploy/compose)")
     options = parser.parse_args(arguments)
-    state = options.state.absolute()
-    known = _known(state)
     try:
-        if not known:
-            raise Unavailable(f"{state / '.env'} is missing: run `berth compose-env` first")
+        known, host = _known(options.state.absolute()), _engine()
         bundle = Path(known[CA_BUNDLE]).read_bytes() if known.get(CA_BUNDLE) else None
-        with closing(Images(Engine(state / "engine").ensure(), state / "images", _say)) as images:
+        with closing(Images(host, ROOT / ".cache" / "images", _say)) as images:
             make(images, bundle, [LOCAL[name] for name in LOCAL if known.get(name) == LOCAL[name][0]])
+    except (BerthError, OSError) as error:
+        return _failed(error)
+    return 0
+
+
+def compose_clear(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "berth compose-clear",
+        description="After `docker compose down`: stop what still runs of the apps on this machine.",
+    )
+    parser.add_argument("--state", type=Path, default=FOLDER, help="folder of .env (deploy/compose)")
+    options = parser.parse_args(arguments)
+    try:
+        known = _known(options.state.absolute())
+        instances.remove(_engine(), known["BERTH_PREFIX"], known["BERTH_NODE"])
     except (BerthError, OSError) as error:
         return _failed(error)
     return 0
@@ -192,7 +209,16 @@ def platform_context(recipe: Mapping[str, bytes], ca_bundle: bytes | None) -> di
 
 def _known(state: Path) -> dict[str, str]:
     env = state / ".env"
-    return parse(env.read_text()) if env.exists() else {}
+    if not env.exists():
+        raise Unavailable(f"{env} is missing: run `berth compose-env` first")
+    return parse(env.read_text())
+
+
+def _engine() -> str:
+    host = Engine(ROOT / ".cache" / "engine").host
+    if not answers(host):
+        raise Unavailable(f"no container engine answers at {host}: start it, or set DOCKER_HOST")
+    return host
 
 
 def _set(values: Mapping[str, object]) -> dict[str, str]:
