@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from contracts.events import BillingTick, WalletChanged
 from contracts.ids import new_id
 from contracts.money import Money, charge_until
@@ -32,7 +31,6 @@ def node(last_seen_at: datetime | None, status: str) -> NodeInfo:
     )
 
 
-@pytest.mark.promise("R15.1", "R15.2", "R15.3")
 async def test_an_instance_is_metered_charged_and_stopped(harness: Harness) -> None:
     await harness.start("billing")
     await harness.start("billing", alias="second")

@@ -31,7 +31,6 @@ async def test_an_organization_nobody_paid_for_has_nothing(biller: Biller) -> No
     assert await wallet(biller, new_id("org")) == (usd(0), usd(0))
 
 
-@pytest.mark.promise("R16.3")
 async def test_what_was_used_since_the_last_charge_is_accrued(biller: Biller) -> None:
     org, stranger = new_id("org"), new_id("org")
     await credit(biller, granted(org, 1_000_000))
@@ -61,7 +60,6 @@ async def test_what_is_due_and_not_yet_charged_is_accrued_too(biller: Biller) ->
     assert await wallet(biller, org) == (usd(-charge_until(RATE, 150)), usd(0))
 
 
-@pytest.mark.promise("R16.2")
 async def test_the_statement_shows_charges_per_app_and_period_and_every_entry(biller: Biller) -> None:
     org, (blog, shop) = new_id("org"), sorted([new_id("app"), new_id("app")])
     event = granted(org, 500)

@@ -2,7 +2,7 @@
 
 from contracts.events import AppChanged, AppCreated, AppDeleted, HostnameAssigned
 from runtime.runtime import Runtime
-from runtime.service import Loop, Service
+from runtime.service import Loop, Service, many
 
 from domains.hostnames import Hostnames
 from domains.projection import Projection
@@ -10,16 +10,15 @@ from domains.settings import DomainsSettings
 
 
 def create(runtime: Runtime) -> Service:
-    settings = DomainsSettings()
     projection = Projection(runtime)
     project = Loop("project", projection.project, every=5.0)
-    hostnames = Hostnames(runtime, settings.public_port, project.nudge)
+    hostnames = Hostnames(runtime, DomainsSettings(), project.nudge)
     return Service(
         name="domains",
         handles={
-            AppCreated: hostnames.changed,
-            AppChanged: hostnames.changed,
-            AppDeleted: hostnames.changed,
+            AppCreated: many(hostnames.changed),
+            AppChanged: many(hostnames.changed),
+            AppDeleted: many(hostnames.changed),
         },
         publishes=(HostnameAssigned,),
         loops=[

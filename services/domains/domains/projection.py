@@ -1,125 +1,124 @@
-"""Keeps the `routes` bucket at what the tables say: hostname -> workload, for every ingress.
+"""Keeps the `routes` bucket at what the tables say: one key per hostname, read by every ingress.
 
-Invariant: a lower revision is never written over a higher one, and a route leaves by its own deletion. The
-bucket is compared with the table at start and for ever after, so it may even be lost. Loops of `app`.
+Invariant: a route is removed because its hostname was released, never because it is missing here. The bucket
+is compared with the tables at start and for ever after, so it may even be lost. Runs as loops of `app`.
 """
 
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
 from contracts.errors import Conflict, Unavailable
-from contracts.model import Model
 from contracts.workload import Route
 from pydantic import ValidationError
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM
-from sqlalchemy import select, update
 
-from domains.tables import HostnameRow
+from domains.routes import compare
 
-PAGE = 200
+PAGE = 100
 TRIES = 5
 
+# Locked until it is written: else a slow writer could put back what a faster one has removed.
+_UNWRITTEN = """
+select hostname, workload, organization, revision, released_at is not null
+from hostname where written < revision order by hostname limit %s for no key update skip locked
+"""
 
-class _Revision(Model):
-    revision: int
+_WRITTEN = """
+update hostname set written = done.revision, revision = done.revision
+from unnest(%s::text[], %s::bigint[]) as done(hostname, revision) where hostname.hostname = done.hostname
+"""
+
+_ALL = """
+select hostname, workload, organization, revision, released_at is not null, written = revision from hostname
+"""
+
+_AGAIN = """
+update hostname set written = 0 from (
+    select hostname from hostname where hostname = any(%s) order by hostname for no key update
+) wrong where hostname.hostname = wrong.hostname
+"""
 
 
 class Projection:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._bucket = runtime.bus.bucket("routes")
-        self._strangers: set[str] = set()
+        self._unknown: set[str] = set()
 
-    async def project(self) -> None:
-        """Writes everything that is not written; what fails is left for the next time, and stops nothing."""
+    async def project(self) -> bool:
+        """Writes what is not written yet; what fails is left for the next time, and stops nothing."""
         if not self._runtime.bus.connected:
-            return
-        after, failed = "", None
-        while True:
-            async with self._runtime.store.transaction(PLATFORM) as tx:
-                rows = await tx.scalars(
-                    select(HostnameRow)
-                    .where(HostnameRow.written < HostnameRow.revision, HostnameRow.hostname > after)
-                    .order_by(HostnameRow.hostname)
-                    .limit(PAGE)
-                )
-            if not rows:
-                break
-            for row in rows:
-                try:
-                    await self._write(row)
-                except Unavailable as error:
-                    failed = error
-            after = rows[-1].hostname
-        if failed is not None:
-            raise failed
+            return False
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            rows = await (await connection.execute(_UNWRITTEN, (PAGE,), prepare=True)).fetchall()
+            outcomes = await asyncio.gather(*(self._write(row) for row in rows), return_exceptions=True)
+            done = [(row[0], o) for row, o in zip(rows, outcomes, strict=True) if isinstance(o, int)]
+            if done:
+                await connection.execute(_WRITTEN, tuple(map(list, zip(*done, strict=True))), prepare=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return len(rows) == PAGE
 
-    async def _write(self, row: HostnameRow) -> None:
+    async def _write(self, row: Sequence[Any]) -> int:
+        """The revision that is now in the bucket."""
+        hostname, revision = row[0], row[3]
         for _ in range(TRIES):
+            entry = await self._bucket.get(hostname)
+            found = None if entry is None else route_in(entry.value)
+            route = _route(row)
+            if found is not None and found != route:
+                # The tables may be behind the bucket, as after a restore: they are the truth all the same.
+                revision = max(revision, found.revision + 1)
+                route = route and route.model_copy(update={"revision": revision})
             try:
-                await self._bring(row)
-                break
+                if route is None:
+                    if entry is not None:
+                        await self._bucket.delete(hostname, last=entry.revision)
+                elif entry is None:
+                    await self._bucket.create(hostname, route.model_dump_json().encode())
+                elif found != route:
+                    await self._bucket.update(hostname, route.model_dump_json().encode(), last=entry.revision)
+                return int(revision)
             except Conflict:
                 continue
-        else:
-            raise Unavailable(f"others keep writing {row.hostname}")
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            await tx.execute(
-                update(HostnameRow)
-                .where(HostnameRow.hostname == row.hostname, HostnameRow.written < row.revision)
-                .values(written=row.revision)
-            )
-
-    async def _bring(self, row: HostnameRow) -> None:
-        entry = await self._bucket.get(row.hostname)
-        if entry is not None and revision_in(entry.value) >= row.revision:
-            return
-        if row.workload is None:
-            if entry is not None:
-                await self._bucket.delete(row.hostname, last=entry.revision)
-            return
-        route = Route(
-            hostname=row.hostname,
-            workload=row.workload,
-            organization=row.organization,
-            revision=row.revision,
-        )
-        content = route.model_dump_json().encode()
-        if entry is None:
-            await self._bucket.create(row.hostname, content)
-        else:
-            await self._bucket.update(row.hostname, content, last=entry.revision)
+        raise Unavailable(f"others keep writing {hostname}")
 
     async def survey(self) -> None:
-        """Compares the whole bucket with the table, and writes again whatever is not as it should be."""
+        """Compares the whole bucket with the tables, and writes again whatever is not as it should be."""
         if not self._runtime.bus.connected:
             return
-        # The bucket first: what the table then says is at least as new, so ahead of it means wrong.
-        there = {key: revision_in(e.value) for key, e in (await self._bucket.entries()).items()}
+        found = {key: route_in(entry.value) for key, entry in (await self._bucket.entries()).items()}
         async with self._runtime.store.transaction(PLATFORM) as tx:
-            rows = await tx.scalars(select(HostnameRow))
-            for row in rows:
-                found = there.pop(row.hostname, 0)
-                if found > row.revision:
-                    # The table is behind, as after a restore: it is the truth, and says it louder.
-                    await self._correct(row.hostname, revision=found + 1)
-                elif (row.workload is None and found) or (row.workload is not None and found < row.written):
-                    await self._correct(row.hostname, revision=row.revision)
-        if there.keys() - self._strangers:
-            self._runtime.log.warning("the bucket names what nobody knows; left alone", keys=sorted(there))
-        self._strangers = set(there)
-        await self.project()
-
-    async def _correct(self, hostname: str, revision: int) -> None:
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            await tx.execute(
-                update(HostnameRow)
-                .where(HostnameRow.hostname == hostname, HostnameRow.revision <= revision)
-                .values(revision=revision, written=0)
-            )
+            connection = await tx.connection()
+            rows = await (await connection.execute(_ALL)).fetchall()
+            difference = compare({row[0]: _route(row) for row in rows}, found)
+            # What is only just about to be written is not wrong yet.
+            wrong = sorted({row[0] for row in rows if row[5]}.intersection(difference.wrong))
+            if wrong:
+                await connection.execute(_AGAIN, (wrong,))
+        if wrong:
+            self._runtime.log.warning("routes are not what they should be", hostnames=len(wrong))
+        if set(difference.unknown) - self._unknown:
+            self._runtime.log.warning("routes nobody knows; left alone", hostnames=difference.unknown)
+        self._unknown = set(difference.unknown)
+        while await self.project():
+            pass
 
 
-def revision_in(value: bytes) -> int:
-    """0 for what is no route at all, so that anything replaces it."""
+def _route(row: Sequence[Any]) -> Route | None:
+    hostname, workload, organization, revision, released, *_ = row
+    if released:
+        return None
+    return Route(hostname=hostname, workload=workload, organization=organization, revision=revision)
+
+
+def route_in(value: bytes) -> Route | None:
+    """None for what is no route at all, so that anything replaces it."""
     try:
-        return _Revision.model_validate_json(value).revision
+        return Route.model_validate_json(value)
     except ValidationError:
-        return 0
+        return None
