@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from embedded.engine import Engine
 from embedded.web import get
 
 PREFIX = "btup"
+HOST = Engine(Path("unused")).host
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,16 @@ class Operator:
         return get(f"http://127.0.0.1:{self.settings['BERTH_HTTP_PORT']}", "hello.localhost")
 
     def instances(self) -> list[str]:
-        with_docker = docker.DockerClient(base_url=Engine(Path("unused")).host)
-        try:
-            return [
-                str(c.id) for c in with_docker.containers.list(filters={"label": f"berth.prefix={PREFIX}"})
-            ]
-        finally:
-            with_docker.close()
+        with closing(docker.DockerClient(base_url=HOST)) as client:
+            found = client.containers.list(filters={"label": f"berth.prefix={PREFIX}"})
+            return [str(container.id) for container in found]
+
+    def forget(self) -> None:
+        """Images are state, which `down` keeps."""
+        self.berth("down")
+        with closing(docker.DockerClient(base_url=HOST)) as client:
+            for image in client.images.list(filters={"reference": f"{PREFIX}/*"}):
+                client.images.remove(str(image.id), force=True)
 
     def traces(self) -> list[str]:
         """Whatever of the installation is still in the machine."""
@@ -81,7 +86,7 @@ def operator(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Operator]
         },
     )
     yield operator
-    operator.berth("down")
+    operator.forget()
 
 
 def test_up_again_and_down_and_up(operator: Operator) -> None:
