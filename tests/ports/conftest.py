@@ -22,4 +22,4 @@ async def hands(request: pytest.FixtureRequest, docker: DockerHands) -> AsyncIte
     else:
         fake = FakeHands()
         yield fake
-        await fake.engine.close()
+        await fake.engine.end()

@@ -10,10 +10,11 @@ import contextlib
 import itertools
 import re
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
-from contracts.errors import NotFound, Unavailable
+from contracts.errors import NotFound, ProviderFailed, Unavailable
 from node_agent.engine import (
     Blueprint,
     Credentials,
@@ -46,7 +47,7 @@ class _Container:
 
 
 class FakeEngine:
-    def __init__(self, restart_seconds: float = 0.05) -> None:
+    def __init__(self) -> None:
         self.images: dict[str, str] = {"app:1": _SERVE, "app:2": _SERVE, "app:3": _SERVE}
         # What `pull` finds, and whom it asks for a password.
         self.registry: dict[str, str] = {}
@@ -56,7 +57,12 @@ class FakeEngine:
         self.calls: list[str] = []
         self.reasserted = 0
         self.running = True
-        self._restart_seconds = restart_seconds
+        # It tells of nothing that happens.
+        self.silent = False
+        self.restart_seconds = 0.05
+        # Bytes an instance has written to its disk.
+        self.written: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._containers: dict[str, _Container] = {}
         self._listeners: list[asyncio.Queue[EngineEvent | None]] = []
@@ -121,8 +127,6 @@ class FakeEngine:
     async def pull(self, image: str, credentials: Credentials | None = None) -> None:
         self._called("pull")
         if image not in self.registry or credentials != self.credentials:
-            from contracts.errors import ProviderFailed
-
             raise ProviderFailed(f"image {image} could not be pulled: not found")
         self.images[image] = self.registry[image]
 
@@ -141,7 +145,7 @@ class FakeEngine:
         if self.start_seconds:
             await asyncio.sleep(self.start_seconds)
         if container.state != "running":
-            await self._begin(container)
+            await self._to_its_end(self._begin(container))
 
     async def stop(self, instance: str, grace_seconds: float) -> int | None:
         self._called("stop")
@@ -150,7 +154,7 @@ class FakeEngine:
             return None
         if container.state in ("running", "restarting"):
             code = container.exit_code if container.state == "restarting" else 0
-            await self._end(container, code or 0, again=False)
+            await self._to_its_end(self._end(container, code or 0, again=False))
         return container.exit_code
 
     async def remove(self, instance: str) -> None:
@@ -159,7 +163,7 @@ class FakeEngine:
         if container is None:
             return
         if container.state in ("running", "restarting"):
-            await self._end(container, 137, again=False)
+            await self._to_its_end(self._end(container, 137, again=False))
         self._tell("removed", container)
 
     async def instances(self, workload: str | None = None) -> tuple[Instance, ...]:
@@ -177,7 +181,7 @@ class FakeEngine:
     async def usage(self, instance: str) -> Usage:
         self._called("usage")
         container = self._container(instance)
-        return Usage(0.5, 16 * 2**20, len("\n".join(container.log)))
+        return Usage(0.5, 16 * 2**20, self.written.get(container.blueprint.identity.instance, 0))
 
     async def events(self) -> AsyncIterator[EngineEvent | None]:
         self._called("events")
@@ -192,13 +196,25 @@ class FakeEngine:
         raise Unavailable("the container engine ended its stream of events")
 
     async def close(self) -> None:
+        """The agent lets go of it; what it runs, runs on."""
+        self.calls.append("close")
+
+    # --- the life of a container -----------------------------------------------------------------------
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """An engine finishes what it was asked for, also when the asker is gone."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def end(self) -> None:
+        """With everything it runs."""
         for container in self._containers.values():
             if container.restart is not None:
                 container.restart.cancel()
             await self._close(container)
             await asyncio.gather(*container.connections)
-
-    # --- the life of a container -----------------------------------------------------------------------
 
     async def _begin(self, container: _Container) -> None:
         container.state, container.exit_code = "running", None
@@ -225,7 +241,7 @@ class FakeEngine:
 
     async def _restart(self, container: _Container) -> None:
         container.restarts += 1
-        await asyncio.sleep(self._restart_seconds)
+        await asyncio.sleep(self.restart_seconds)
         if container.state == "restarting":
             await self._begin(container)
 
@@ -244,7 +260,7 @@ class FakeEngine:
             identity.workload,
             container.exit_code if kind == "died" else None,
         )
-        for queue in self._listeners:
+        for queue in () if self.silent else self._listeners:
             queue.put_nowait(event)
 
     async def _serve(

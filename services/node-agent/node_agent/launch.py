@@ -93,8 +93,9 @@ class Launcher:
         if routed(instance):
             return await until_ready(identity.health, instance.address, identity.port, clock, given_up)
         deadline = clock.monotonic() + identity.health.start_seconds
+        settled = min(_SETTLED_SECONDS, identity.health.start_seconds / 2)
         known, since = len(ends), clock.monotonic()
-        while clock.monotonic() < since + _SETTLED_SECONDS:
+        while clock.monotonic() < since + settled:
             if (why := await given_up()) is not None:
                 return why
             if len(ends) != known:

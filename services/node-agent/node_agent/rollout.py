@@ -165,11 +165,9 @@ class Keeper:
     async def _roll_out(self, record: Record, wanted: NodeWorkload, raises: list[Raise]) -> bool:
         """Whether it has come to life. If not, what is wanted now is another thing."""
         # The proxy learns the hostnames while the instances start.
-        preparing = asyncio.create_task(self._prepare(record))
-        try:
-            outcomes = await _all(self._launch(step, wanted) for step in raises)
-        finally:
-            await preparing
+        outcomes, _ = await asyncio.gather(
+            _all(self._launch(step, wanted) for step in raises), self._prepare(record)
+        )
         if self._superseded(wanted):
             return False
         setbacks = [outcome for outcome in outcomes if isinstance(outcome, Setback)]

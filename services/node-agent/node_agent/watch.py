@@ -103,6 +103,6 @@ class Watch:
         if broken is None:
             self._broken.pop(instance, None)
         else:
-            self._broken[instance] = broken
+            self._broken.setdefault(instance, broken)
         if changed:
             self._changed()

@@ -1,0 +1,141 @@
+"""What has come to life is kept alive: crashes, hands on the machine, a lost engine, deaf instances."""
+
+import asyncio
+
+import pytest
+from contracts.errors import ProviderFailed
+from contracts.events import InstanceStopped
+from contracts.ids import new_id
+from node_agent.engine import Blueprint, Identity
+
+from tests.harness import eventually
+from tests.node_agent.conftest import World, next_release, spec, wanted
+from tests.node_agent.web import Load
+from tests.ports.engines import FakeHands, blueprint
+
+
+async def test_a_crash_costs_no_request_while_another_instance_serves(world: World) -> None:
+    app, (one, other) = await world.live(2)
+    async with Load(world.traefik.port, "hello.localhost") as load:
+        await load.more(100)
+        world.engine.restart_seconds = 0.5
+        await world.engine.die(one)
+        await load.more(100)
+
+        async def alone() -> bool:
+            return all([other in (await world.get("hello.localhost"))[1] for _ in range(4)])
+
+        await eventually(alone, what="routes without the one that is down")
+        await world.answers("hello.localhost", one)
+    # A connection may break in the middle of an answer; the next request finds the other instance.
+    assert load.failed <= load.connections
+    assert await world.running(app, 2) == sorted((one, other))
+    assert await world.harness.events(InstanceStopped) == []
+
+
+async def test_one_killed_through_the_engine_is_started_again(world: World) -> None:
+    app, (name,) = await world.live()
+    await world.engine.kill(name)
+    assert await world.running(app) == [name]
+    await world.answers("hello.localhost", name)
+    assert len(await world.started()) == 1
+
+
+async def test_one_removed_by_hand_is_lost_and_replaced(world: World) -> None:
+    app, (name,) = await world.live()
+    await world.engine.vanish(name)
+    stopped = await world.stopped(name)
+    assert (stopped.reason, stopped.started_at) == ("lost", (await world.started())[0].started_at)
+    assert stopped.stopped_at > stopped.started_at
+    (other,) = await world.running(app)
+    assert other != name
+    await world.answers("hello.localhost", other)
+
+
+@pytest.mark.promise("U21")
+async def test_one_that_goes_deaf_is_replaced_after_its_failed_checks(world: World) -> None:
+    app, (name,) = await world.live()
+    await world.engine.deafen(name)
+    stopped = await world.stopped(name)
+    assert stopped.reason == "unhealthy"
+    assert str(stopped.words).startswith("3 checks in a row failed: nothing answers on port 8080")
+    (other,) = await world.running(app)
+    await world.answers("hello.localhost", other)
+
+
+async def test_a_deaf_one_stays_until_something_better_is_ready(world: World) -> None:
+    app, (name,) = await world.live()
+    world.engine.images["app:1"] = "sleep 1000"
+    await world.engine.deafen(name)
+    # A replacement is tried, does not become ready, and is taken away.
+    await world.running(app, 2)
+    assert await world.running(app, 1) == [name]
+    assert await world.harness.events(InstanceStopped) == []
+
+
+async def test_one_that_wrote_too_much_is_replaced(world: World) -> None:
+    app, (name,) = await world.live()
+    world.engine.written[name] = 65 * 2**20
+    service = world.harness.hosts["node-agent"].service
+    disks = next(loop for loop in service.loops if loop.name == "disks")
+    disks.nudge()
+    stopped = await world.stopped(name)
+    assert (stopped.reason, stopped.words) == ("unhealthy", "wrote 65 MB where the plan allows 64 MB")
+    (other,) = await world.running(app)
+    assert other != name
+
+
+async def test_a_replacement_that_fails_is_tried_again_later_and_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_agent.rollout._FIRST_REPAIR_PAUSE", 0.2)
+    app, (name,) = await world.live()
+    for _ in range(2):
+        world.engine.fail_next("start", ProviderFailed("no space left on device"))
+    await world.engine.vanish(name)
+    (other,) = await world.running(app)
+    await world.answers("hello.localhost", other)
+    assert world.engine.count("create") == 4
+
+
+async def test_what_no_event_told_of_is_found_by_the_timer(world: World) -> None:
+    world.settings["reconcile_seconds"] = 0.3
+    app, (name,) = await world.live()
+    world.engine.silent = True
+    await world.engine.kill(name)
+    assert await world.running(app) == [name]
+    assert world.engine.reasserted > 1
+
+
+async def test_the_stream_of_events_is_opened_again(world: World) -> None:
+    app, (name,) = await world.live()
+    await world.engine.lose()
+    await world.engine.kill(name)
+    assert await world.running(app) == [name]
+
+    async def opened() -> bool:
+        return world.engine.count("events") == 2
+
+    await eventually(opened, what="the stream")
+
+
+async def test_an_instance_of_an_unknown_workload_is_left_alone(world: World) -> None:
+    stranger = await world.engine.create(blueprint(FakeHands()))
+    await world.engine.start(stranger.identity.instance)
+    await world.live()
+    await asyncio.sleep(0.2)
+    assert await world.engine.instances(stranger.identity.workload) != ()
+
+
+async def test_a_half_made_instance_is_taken_over_or_taken_away(world: World) -> None:
+    """What an agent that died in the middle of things may have left."""
+    app = spec()
+    names = [new_id("ins"), new_id("ins")]
+    for leftover, name in zip((app, next_release(app, image="app:3")), names, strict=True):
+        identity = Identity.of(leftover, wanted(app).slots[0], name, world.now())
+        await world.engine.create(Blueprint(identity, str(leftover.image), None, 100_000, app.limits))
+    await world.want(wanted(app))
+    await world.start()
+    assert (await world.finished(app)).ok
+    assert await world.running(app) == names[:1]
+    assert world.engine.count("create") == 2
