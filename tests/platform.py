@@ -25,6 +25,8 @@ from tests.customer import Customer
 from tests.harness import SECRET, Servers, eventually, free_port, servers
 
 EVERYTHING = (*SERVICES, "node-agent")
+# A run of tests that is itself killed leaves no platform at work.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "SIGKILL")
 ADMIN = ("admin@example.org", "an administrator of tests")
 
 
@@ -64,7 +66,16 @@ class Platform:
         }
         with log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-W", "error::ResourceWarning", "-m", "runtime.cli", "run", *services],
+                [
+                    *DIES_WITH_US,
+                    sys.executable,
+                    "-W",
+                    "error::ResourceWarning",
+                    "-m",
+                    "runtime.cli",
+                    "run",
+                    *services,
+                ],
                 env=environment,
                 cwd=self.folder,
                 stdout=log,

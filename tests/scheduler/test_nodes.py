@@ -181,11 +181,8 @@ async def test_a_machine_that_shrinks_below_its_promises_takes_no_more_and_recov
 
 
 @pytest.mark.promise("R5.4")
-async def test_a_region_has_room_while_one_of_its_nodes_takes_the_smallest_plan(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SCHEDULER_BASE_DOMAINS", '{"us": "us.example.com"}')
-    await stage.harness.start("scheduler")
+async def test_a_region_has_room_while_one_of_its_nodes_takes_the_smallest_plan(stage: Stage) -> None:
+    await stage.harness.start("scheduler", base_domains={"us": "us.example.com"})
     await stage.joins("n1", region="eu", memory_mb=100)
     await stage.joins("n2", region="us", memory_mb=100)
     await stage.joins("n3", region="us", memory_mb=128)

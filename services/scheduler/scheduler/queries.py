@@ -48,7 +48,7 @@ async def all_nodes(runtime: Runtime, _: AllNodes) -> Nodes:
 async def regions(runtime: Runtime, settings: SchedulerSettings, _: RegionsWithRoom) -> Regions:
     return Regions(
         regions=tuple(
-            RegionInfo(name=name, base_domain=settings.base_domain_of(name), has_room=has_room)
+            RegionInfo(name=name, base_domain=runtime.settings.base_domain_of(name), has_room=has_room)
             for name, has_room in await runtime.store.read(_REGIONS, settings.smallest())
         )
     )
