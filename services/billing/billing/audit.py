@@ -33,7 +33,8 @@ from booked
 
 _AUDITED = """
 update wallet set audited_at = %s from (
-    select organization from wallet where organization = any(%s) order by organization for no key update
+    select organization from wallet where organization = any(%s) order by organization
+    for no key update skip locked
 ) chosen where wallet.organization = chosen.organization
 """
 
