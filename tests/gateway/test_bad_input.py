@@ -82,7 +82,7 @@ async def app(here: World, customer: Customer) -> str:
             "a b",
             "ä-b",
             "a" * 41,
-            "ab\n",
+            "ab\ncd",
             "../ab",
             "a;rm",
             "ab\u0000",

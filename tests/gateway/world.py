@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from contracts.errors import Unavailable
 from contracts.events import (
     AppChanged,
     BuildFinished,
@@ -74,7 +75,8 @@ class Parts:
     wallets: dict[str, int] = field(default_factory=dict)
     statements: dict[str, Statement] = field(default_factory=dict)
     logs: dict[str, list[LogLine]] = field(default_factory=lambda: defaultdict(list))
-    questions: list[BuildLogAfter] = field(default_factory=list)
+    # The builder does not answer.
+    away: bool = False
 
     async def regions_with_room(self, _: RegionsWithRoom) -> Regions:
         return Regions(regions=tuple(self.regions))
@@ -105,7 +107,8 @@ class Parts:
         return self.statements.get(query.organization, Statement(charges=(), entries=()))
 
     async def log(self, query: BuildLogAfter) -> BuildLogPage:
-        self.questions.append(query)
+        if self.away:
+            raise Unavailable("the builder is away")
         lines = [line for line in self.logs[query.deployment] if line.sequence > query.after]
         return BuildLogPage(lines=tuple(lines[: query.limit]), finished=False)
 

@@ -107,6 +107,9 @@ class Process:
 
     async def stop(self) -> None:
         """First the door, then the work, then the connections."""
+        for host in self.hosts:
+            if host.service.on_closing is not None:
+                host.service.on_closing()
         if self._http is not None and self._serving is not None:
             self._http.should_exit = True
             await self._serving

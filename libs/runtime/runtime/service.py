@@ -73,3 +73,5 @@ class Service:
     # Run once connected, before anything is handled; and last, after everything has stopped.
     on_start: Callable[[], Awaitable[None]] | None = None
     on_stop: Callable[[], Awaitable[None]] | None = None
+    # Called as soon as the process is asked to end: what is open without an end, ends now.
+    on_closing: Callable[[], None] | None = None

@@ -64,4 +64,5 @@ def create(
         ],
         http=http.create(desk, runtime.telemetry),
         on_start=begin,
+        on_closing=desk.closing.set,
     )
