@@ -65,12 +65,19 @@ def diff(wanted: NodeWorkload | None, seen: Iterable[Seen]) -> tuple[Action, ...
     found = sorted(seen, key=lambda s: s.instance)
     kept = _kept(wanted, found)
     rest = [s for s in found if s not in kept.values()]
-    raises = [] if wanted is None else [_raise(slot, kept.get(slot)) for slot in wanted.slots]
-    return (
-        *(Discard(s.instance) for s in rest if not s.admitted),
-        *(step for step in raises if step is not None),
-        *(Retire(s.instance, s.slot, _reason(wanted, s)) for s in rest if s.admitted and wanted is not None),
-    )
+    raises: list[Raise] = []
+    retires: list[Retire] = []
+    if wanted is not None:
+        steps = (_raise(slot, kept.get(slot)) for slot in wanted.slots)
+        raises = [step for step in steps if step is not None]
+        # These serve, or will before anything retires.
+        serving = {step.slot for step in raises} | {slot for slot, s in kept.items() if s.ready}
+        retires = [
+            Retire(s.instance, s.slot, _reason(wanted, s))
+            for s in rest
+            if s.admitted and not (s.ready and _needed(wanted, s.slot, serving))
+        ]
+    return (*(Discard(s.instance) for s in rest if not s.admitted), *raises, *retires)
 
 
 def _kept(wanted: NodeWorkload | None, found: list[Seen]) -> dict[Slot, Seen]:
@@ -99,8 +106,15 @@ def _raise(slot: Slot, kept: Seen | None) -> Raise | None:
     return Raise(slot, kept.instance, start=down) if down or not kept.admitted else None
 
 
-def _reason(wanted: NodeWorkload | None, s: Seen) -> Reason:
-    if wanted is None or wanted.spec.state == "deleted":
+def _needed(wanted: NodeWorkload, slot: Slot, serving: set[Slot]) -> bool:
+    """One of this slot must go on serving: what is to follow it does not serve at the moment."""
+    if slot in wanted.slots:
+        return slot not in serving
+    return bool(wanted.slots) and not serving
+
+
+def _reason(wanted: NodeWorkload, s: Seen) -> Reason:
+    if wanted.spec.state == "deleted":
         return "deleted"
     if s.slot in wanted.slots:
         return "unhealthy" if s.broken else "replaced"

@@ -15,7 +15,7 @@ from node_agent.shelf import Shelf
 
 log = structlog.get_logger("node-agent.routes")
 
-_KEY = re.compile(r"^[A-Za-z0-9_=-][A-Za-z0-9_=.-]{0,250}$")
+_KEY = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9_=.-]{0,250}")
 
 
 class Routes:
@@ -37,7 +37,7 @@ class Routes:
 
     async def accept(self, key: str, value: bytes | None) -> list[str]:
         """A value of the bucket; the workloads whose hostnames it changes, the one that gains first."""
-        if not _KEY.match(key):
+        if not _KEY.fullmatch(key):
             log.error("a route has an unusable key", key=key)
             return []
         old = self._shelf.get(key)

@@ -17,9 +17,9 @@ from contracts.errors import InvalidInput
 HEADER = "X-Berth-Routes"
 ENTRY_POINT = "web"
 _HOSTNAME = re.compile(
-    r"^(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$"
+    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
 )
-_ADDRESS = re.compile(r"^\d{1,3}(\.\d{1,3}){3}:\d{1,5}$")
+_ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}")
 _WWW = "www."
 
 
@@ -33,7 +33,7 @@ class Served:
 
 
 def is_hostname(text: str) -> bool:
-    return _HOSTNAME.match(text) is not None
+    return _HOSTNAME.fullmatch(text) is not None
 
 
 def shard(hostname: str) -> str:
@@ -153,7 +153,7 @@ def _check(served: Served) -> None:
         if not is_hostname(hostname):
             raise InvalidInput(f"not a hostname: {hostname!r}")
     for address in served.addresses:
-        if not _ADDRESS.match(address):
+        if not _ADDRESS.fullmatch(address):
             raise InvalidInput(f"not an address: {address!r}")
 
 
