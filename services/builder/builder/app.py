@@ -29,6 +29,7 @@ def create(
             pids=settings.pids,
             git_image=settings.git_image,
             git_seconds=settings.git_seconds,
+            build_seconds=settings.timeout_seconds,
             source_bytes=settings.source_mb * MIB,
             ca_bundle=ca_bundle,
             registry=settings.registry,

@@ -77,7 +77,7 @@ class LogWriter:
                 if self._full:
                     return
                 self._full = True
-                stream, text = "platform", "The log is too long; what the build says from here on is left out."
+                stream, text = "platform", "The log is too long; from here on the output is left out."
         self._sequence += 1
         now = self._runtime.clock.now()
         line = LogLine(sequence=self._sequence, at=now, stream=stream, step=step, text=text)

@@ -9,6 +9,7 @@ from builder.image_builder import Stream
 # The engine's classic builder paints what a step writes to stderr.
 _RED, _PLAIN = "\x1b[91m", "\x1b[0m"
 _STEP = re.compile(r"^Step \d+/\d+ : (.*)$")
+_CONTAINER = re.compile(r"^ ---> Running in ([0-9a-f]{12})$")
 _LAYER = re.compile(r"^ ---> ([0-9a-f]{12})$")
 _CHATTER = re.compile(r"^( ---> |Removing intermediate container |Successfully (built|tagged) )")
 _LONGEST_PART = 64 * 1024
@@ -26,6 +27,7 @@ class BuildOutput:
         self.exit_code: int | None = None
         # As the engine shows them; a step could have printed one, so this is no more than a hint.
         self.layers: set[str] = set()
+        self.container: str | None = None
         self._bytes = b""
         self._parts: dict[Stream, str] = {"stdout": "", "stderr": ""}
 
@@ -69,6 +71,9 @@ class BuildOutput:
     def _line(self, stream: Stream, text: str) -> Iterator[Line]:
         step = _STEP.match(text) if stream == "stdout" else None
         layer = _LAYER.match(text)
+        container = _CONTAINER.match(text) if stream == "stdout" else None
+        if container is not None:
+            self.container = container[1]
         if step is not None:
             self.instruction = step[1]
             yield "platform", text

@@ -72,6 +72,9 @@ def write(archive: BinaryIO, limits: ArchiveLimits, survey: Survey, recipe: Reci
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(body), 0o644
             context.addfile(info, io.BytesIO(body))
+    # Without the padding: the engine does not read it, and until it has read everything it does not notice
+    # that a build was given up.
+    into.truncate(context.offset)
     into.seek(0)
 
 

@@ -32,8 +32,9 @@ MIB = 1024 * 1024
 _PERIOD = 100_000
 # Images of the platform itself, made on the engine and never pulled.
 OWN = "berth/"
-PREFIX, ORGANIZATION, WORKLOAD = "berth.prefix", "berth.organization", "berth.workload"
-DEPLOYMENT, BUILD, ATTEMPT = "berth.deployment", "berth.build", "berth.attempt"
+PREFIX, BUILD, ATTEMPT = "berth.prefix", "berth.build", "berth.attempt"
+# prefix/organization/workload/deployment: the engine makes a step of its own, 70 ms, for every single label.
+IMAGE = "berth.image"
 # A container of a build that no builder knows any more is not swept before it has had time to end by itself.
 _ABANDONED = timedelta(minutes=10)
 
@@ -48,6 +49,7 @@ class DockerBuilder:
         pids: int,
         git_image: str,
         git_seconds: float,
+        build_seconds: float,
         source_bytes: int,
         ca_bundle: bytes | None,
         registry: str | None,
@@ -57,6 +59,7 @@ class DockerBuilder:
         self._prefix = prefix
         self._pids = pids
         self._registry = registry
+        self._longest = timedelta(seconds=build_seconds)
         self._layers: set[str] = set()
         self._engine: str | None = None
         self.network = f"{prefix}-build"
@@ -73,14 +76,14 @@ class DockerBuilder:
     # --- building ----------------------------------------------------------------------------------
 
     async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> str:
-        await self._ensure_network()
+        await self.ensure_network()
         labels = {PREFIX: self._prefix, BUILD: order.build, ATTEMPT: order.attempt}
         return await self._git.fetch(labels, repository, into, say)
 
     async def build(
         self, order: Order, context: BinaryIO, dockerfile: str, bases: Collection[str], say: Say
     ) -> BuiltImage:
-        await self._ensure_network()
+        await self.ensure_network()
         for base in bases:
             await self._admit(base, say)
         memory = order.memory_mb * MIB
@@ -93,12 +96,9 @@ class DockerBuilder:
             "cpuperiod": _PERIOD,
             "cpuquota": order.cpu_millis * _PERIOD // 1000,
             "networkmode": self.network,
-            "labels": {
-                PREFIX: self._prefix,
-                ORGANIZATION: order.organization,
-                WORKLOAD: order.workload,
-                DEPLOYMENT: order.deployment,
-            },
+            "labels": {IMAGE: f"{self._prefix}/{order.organization}/{order.workload}/{order.deployment}"},
+            # A name, so that pruning what has none does not take a release away.
+            "t": f"{self._prefix}/{order.workload}:{order.deployment}",
         }
         output = BuildOutput()
         try:
@@ -114,6 +114,9 @@ class DockerBuilder:
         except Refused as error:
             # Before the first step: it could not read the Dockerfile, or does not find it.
             output.error = error.words
+        except BaseException:
+            await asyncio.shield(self._end_step(output.container))
+            raise
         finally:
             self._layers |= output.layers
         if output.error is not None or output.image is None:
@@ -149,6 +152,18 @@ class DockerBuilder:
                 except (Refused, Unavailable) as error:
                     log.debug("a step ended before it was limited", container=container, error=str(error))
 
+    async def _end_step(self, container: str | None) -> None:
+        """The engine ends a build that is given up by itself, but for a step that is just starting."""
+        if container is None:
+            return
+        try:
+            found = await self._api.call("GET", f"/containers/{container}/json", timeout=10)
+            # The name came out of the build's own output, where a step may have put it.
+            if found["HostConfig"]["NetworkMode"] == self.network and BUILD not in found["Config"]["Labels"]:
+                await self._remove_container(found["Id"])
+        except (Refused, Unavailable) as error:
+            log.debug("a step had ended", container=container, error=str(error))
+
     async def _admit(self, base: str, say: Say) -> None:
         """A base the customer may build on, present in the engine when this returns."""
         try:
@@ -161,8 +176,7 @@ class DockerBuilder:
                 found = await self._image(base)
         except Refused as error:
             raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
-        labels = (found or {}).get("Config", {}).get("Labels") or {}
-        if DEPLOYMENT in labels:
+        if _label(found or {}) is not None:
             raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
         inherited = triggers((found or {}).get("Config", {}).get("OnBuild") or ())
         if inherited:
@@ -218,7 +232,7 @@ class DockerBuilder:
 
     # --- the network -------------------------------------------------------------------------------
 
-    async def _ensure_network(self) -> None:
+    async def ensure_network(self) -> None:
         try:
             await self._api.call("GET", f"/networks/{self.network}")
             return
@@ -251,14 +265,15 @@ class DockerBuilder:
                 await self._remove_container(found["Id"])
 
     async def sweep(self, active: Collection[str]) -> None:
-        before = (self._clock.now() - _ABANDONED).timestamp()
+        now = self._clock.now()
         for found in await self._containers({"network": [self.network]}):
             build = found["Labels"].get(BUILD)
-            ended = found["State"] not in ("running", "restarting", "paused")
-            # The engine's own step containers carry no label of ours; while they run they are somebody's.
-            if (build is None and not ended) or build in active or found["Created"] > before:
-                continue
-            await self._remove_container(found["Id"])
+            age = now - datetime.fromtimestamp(found["Created"], UTC)
+            # The engine's own step containers carry no label; while they run they are somebody's build, and
+            # no build is that long.
+            theirs = build is None and found["State"] == "running"
+            if build not in active and age > (self._longest + _ABANDONED if theirs else _ABANDONED):
+                await self._remove_container(found["Id"])
 
     async def _containers(self, filters: dict[str, list[str]]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = await self._api.call(
@@ -275,18 +290,14 @@ class DockerBuilder:
                 raise
 
     async def images(self) -> tuple[KeptImage, ...]:
-        filters = {"label": [f"{PREFIX}={self._prefix}", DEPLOYMENT]}
-        found = await self._api.call("GET", "/images/json", {"all": True, "filters": filters})
-        return tuple(
-            KeptImage(
-                one["Id"],
-                tuple(tag for tag in one["RepoTags"] or () if tag != "<none>:<none>"),
-                one["Labels"][DEPLOYMENT],
-                one["Labels"].get(WORKLOAD, ""),
-                datetime.fromtimestamp(one["Created"], UTC),
-            )
-            for one in found
-        )
+        kept = []
+        for found in await self._api.call("GET", "/images/json", {"filters": {"label": [IMAGE]}}):
+            prefix, _, workload, deployment = found["Labels"][IMAGE].split("/")
+            names = tuple(name for name in found["RepoTags"] or () if name != "<none>:<none>")
+            made_at = datetime.fromtimestamp(found["Created"], UTC)
+            if prefix == self._prefix:
+                kept.append(KeptImage(found["Id"], names, deployment, workload, made_at))
+        return tuple(kept)
 
     async def remove(self, image: KeptImage) -> bool:
         for name in image.references or (image.id,):
@@ -315,7 +326,7 @@ class DockerBuilder:
         if found is None:
             return True
         # A step may have printed the name of any image; only a nameless one that is no app's is cache.
-        if found["RepoTags"] or found["RepoDigests"] or DEPLOYMENT in (found["Config"].get("Labels") or {}):
+        if found["RepoTags"] or found["RepoDigests"] or _label(found) is not None:
             return True
         return await self._remove_image(layer)
 
@@ -330,6 +341,11 @@ class DockerBuilder:
             await self._api.call("DELETE", f"/networks/{self.network}", timeout=5)
         except (Refused, Unavailable) as error:
             log.debug("the builds' network stays", network=self.network, error=str(error))
+
+
+def _label(image: dict[str, Any]) -> str | None:
+    """What says that an image is an app's."""
+    return ((image.get("Config") or {}).get("Labels") or {}).get(IMAGE)
 
 
 def _failed(output: BuildOutput) -> Exception:

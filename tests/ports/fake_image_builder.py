@@ -1,0 +1,138 @@
+"""An image builder without an engine: it plays a few Dockerfile words, fails and waits as it is told."""
+
+import asyncio
+import hashlib
+import io
+import tarfile
+from collections import defaultdict, deque
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import BinaryIO, Literal
+
+from builder.image_builder import BuiltImage, KeptImage, Order, PublishedImage, Repository, Say, StepFailed
+
+Call = Literal["fetch", "build", "publish"]
+
+
+class FakeImageBuilder:
+    """`RUN echo …`, `RUN exit n`, `RUN sleep for-ever` and `EXPOSE n` do what they say."""
+
+    def __init__(self) -> None:
+        # Address -> files: what can be fetched.
+        self.repositories: dict[str, dict[str, str]] = {}
+        self.registry: str | None = None
+        self.in_use: set[str] = set()
+        # Containers of builds under way, as (build, attempt).
+        self.containers: set[tuple[str, str]] = set()
+        self.builds: list[Order] = []
+        self._kept: dict[str, KeptImage] = {}
+        self._layers: set[str] = set()
+        self._failures: defaultdict[Call, deque[Exception]] = defaultdict(deque)
+        self._gate = asyncio.Event()
+        self._gate.set()
+
+    def fail_next(self, call: Call, error: Exception) -> None:
+        self._failures[call].append(error)
+
+    def hold(self) -> None:
+        """Builds begin, and do not go on until `let_go`."""
+        self._gate.clear()
+
+    def let_go(self) -> None:
+        self._gate.set()
+
+    def _fail(self, call: Call) -> None:
+        if self._failures[call]:
+            raise self._failures[call].popleft()
+
+    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> str:
+        self._fail("fetch")
+        files = self.repositories.get(repository.url)
+        if files is None:
+            await say("stderr", "fatal: repository not found")
+            raise StepFailed(
+                "source", "the repository could not be fetched: repository not found", exit_code=128
+            )
+        with tarfile.open(fileobj=into, mode="w") as tar:
+            for name, text in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(text.encode())
+                tar.addfile(info, io.BytesIO(text.encode()))
+        return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+
+    async def build(
+        self, order: Order, context: BinaryIO, dockerfile: str, bases: Collection[str], say: Say
+    ) -> BuiltImage:
+        self.builds.append(order)
+        self.containers.add((order.build, order.attempt))
+        try:
+            await self._gate.wait()
+            self._fail("build")
+            context.seek(0)
+            content = context.read()
+            return await self._steps(order, content, dockerfile, say)
+        finally:
+            self.containers.discard((order.build, order.attempt))
+
+    async def _steps(self, order: Order, content: bytes, dockerfile: str, say: Say) -> BuiltImage:
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            try:
+                found = tar.extractfile(dockerfile)
+            except KeyError:
+                raise StepFailed("build", f"Cannot locate specified Dockerfile: {dockerfile}") from None
+            assert found is not None
+            lines = [line for line in found.read().decode().splitlines() if line.strip()]
+        ports = []
+        for number, line in enumerate(lines, 1):
+            await say("platform", f"Step {number}/{len(lines)} : {line}")
+            match line.split():
+                case ["EXPOSE", *exposed]:
+                    ports += [int(port) for port in exposed]
+                case ["RUN", "exit", code]:
+                    raise StepFailed("build", f"`{line}` ended with exit code {code}", exit_code=int(code))
+                case ["RUN", "sleep", *_]:
+                    await asyncio.Event().wait()
+                case ["RUN", "echo", *words, ">&2"]:
+                    await say("stderr", " ".join(words))
+                case ["RUN", "echo", *words]:
+                    await say("stdout", " ".join(words))
+        digest = hashlib.sha256(content + order.deployment.encode()).hexdigest()
+        image = f"sha256:{digest}"
+        self._kept[image] = KeptImage(image, (), order.deployment, order.workload, datetime.now(UTC))
+        self._layers.add(digest[:12])
+        return BuiltImage(image, len(content), tuple(sorted(ports)))
+
+    async def publish(self, order: Order, image: BuiltImage, say: Say) -> PublishedImage:
+        self._fail("publish")
+        if self.registry is None:
+            return PublishedImage(image.id, image.id)
+        return PublishedImage(f"{self.registry}/{order.organization}/{order.workload}@{image.id}", image.id)
+
+    async def discard(self, build: str, but: str | None = None) -> None:
+        self.containers = {(b, attempt) for b, attempt in self.containers if b != build or attempt == but}
+
+    async def sweep(self, active: Collection[str]) -> None:
+        self.containers = {(build, attempt) for build, attempt in self.containers if build in active}
+
+    async def images(self) -> tuple[KeptImage, ...]:
+        return tuple(self._kept.values())
+
+    async def remove(self, image: KeptImage) -> bool:
+        if image.id in self.in_use:
+            return False
+        self._kept.pop(image.id, None)
+        return True
+
+    def layers(self) -> frozenset[str]:
+        layers = frozenset(self._layers)
+        self._layers.clear()
+        return layers
+
+    async def forget(self, layer: str) -> bool:
+        return True
+
+    async def engine(self) -> str:
+        return "fake"
+
+    async def close(self) -> None:
+        return

@@ -1,0 +1,132 @@
+"""The image builders the conformance suite runs on, each with a repository it can fetch."""
+
+import io
+import tarfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from builder.docker_builder import DockerBuilder
+from builder.engine_api import EngineApi
+from builder.image_builder import ImageBuilder, Order, Repository, Stream
+from contracts.ids import new_id
+from runtime.clock import SystemClock
+
+from tests.ports.fake_image_builder import FakeImageBuilder
+from tests.ports.git_server import GitServer, git_server
+
+URL = "unix:///var/run/docker.sock"
+# A name of the tests' own, so that nothing of a running platform is touched.
+PREFIX = "bldtest"
+BASE = "berth/base:bookworm"
+FILES = {"Dockerfile": f"FROM {BASE}\n", "src/app.sh": "echo hello\n"}
+
+
+class Said:
+    """Collects what a build says."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[Stream, str]] = []
+
+    async def __call__(self, stream: Stream, text: str) -> None:
+        self.lines.append((stream, text))
+
+    def of(self, stream: Stream) -> list[str]:
+        return [text for said, text in self.lines if said == stream]
+
+
+def new_order(**changes: str) -> Order:
+    order = {
+        "build": new_id("bld"),
+        "attempt": new_id("hld"),
+        "deployment": new_id("dep"),
+        "workload": new_id("app"),
+        "organization": new_id("org"),
+    }
+    return Order(**(order | changes), memory_mb=512, cpu_millis=2000)
+
+
+def context(files: Mapping[str, str]) -> io.BytesIO:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+    made.truncate(tar.offset)
+    made.seek(0)
+    return made
+
+
+class Hands(Protocol):
+    @property
+    def builder(self) -> ImageBuilder: ...
+
+    # Holds FILES.
+    repository: Repository
+
+
+class FakeHands:
+    repository = Repository("https://git.example/app.git", "git.example", "192.0.2.7", "main")
+
+    def __init__(self) -> None:
+        self.builder = FakeImageBuilder()
+        self.builder.repositories[self.repository.url] = FILES
+
+
+class DockerHands:
+    def __init__(self, builder: DockerBuilder, api: EngineApi, server: GitServer) -> None:
+        self.builder = builder
+        self.api = api
+        self.server = server
+        self.repository = self.at("app.git", "main")
+
+    def at(self, path: str, ref: str | None) -> Repository:
+        url = f"{self.server.url}/{path}"
+        host = url.removeprefix("http://").partition(":")[0]
+        return Repository(url, host, host, ref)
+
+
+def docker_builder(prefix: str = PREFIX, registry: str | None = None, pids: int = 200) -> DockerBuilder:
+    return DockerBuilder(
+        EngineApi(URL),
+        SystemClock(),
+        prefix=prefix,
+        pids=pids,
+        git_image="berth/git:bookworm",
+        git_seconds=30,
+        build_seconds=60,
+        source_bytes=20 * 1024 * 1024,
+        ca_bundle=None,
+        registry=registry,
+    )
+
+
+async def clear(builder: DockerBuilder, api: EngineApi) -> None:
+    """Takes away what a run, this one or one that crashed, has made."""
+    for found in await api.call(
+        "GET", "/containers/json", {"all": True, "filters": {"network": [builder.network]}}
+    ):
+        await api.call("DELETE", f"/containers/{found['Id']}", {"force": True})
+    for image in await builder.images():
+        for name in image.references or (image.id,):
+            await api.call("DELETE", f"/images/{name}", {"force": True})
+    for layer in builder.layers():
+        await builder.forget(layer)
+    await builder.close()
+
+
+@asynccontextmanager
+async def docker_hands(folder: Path) -> AsyncIterator[DockerHands]:
+    builder, api = docker_builder(), EngineApi(URL)
+    await clear(builder, api)
+    await builder.ensure_network()
+    try:
+        network = await api.call("GET", f"/networks/{builder.network}")
+        address = network["IPAM"]["Config"][0]["Gateway"]
+        with git_server(folder, address) as server:
+            server.repository("app", FILES)
+            yield DockerHands(builder, api, server)
+    finally:
+        await clear(builder, api)
