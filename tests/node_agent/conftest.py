@@ -20,8 +20,8 @@ from runtime.bus import Bus
 from runtime.host import Host
 
 from tests.harness import Harness, eventually, free_port
-from tests.node_agent.web import get
 from tests.ports.fake_engine import FakeEngine
+from tests.ports.web import get
 
 NODE = "local"
 

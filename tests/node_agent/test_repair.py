@@ -10,8 +10,8 @@ from node_agent.engine import Blueprint, Identity
 
 from tests.harness import eventually
 from tests.node_agent.conftest import World, next_release, spec, wanted
-from tests.node_agent.web import Load
 from tests.ports.engines import FakeHands, blueprint
+from tests.ports.web import Load
 
 
 async def test_a_crash_costs_no_request_while_another_instance_serves(world: World) -> None:

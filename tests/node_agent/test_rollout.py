@@ -9,7 +9,7 @@ from contracts.workload import Endpoints, NodeWorkload, Process, Slot
 
 from tests.harness import eventually
 from tests.node_agent.conftest import World, next_release, replicas, spec, wanted
-from tests.node_agent.web import Load
+from tests.ports.web import Load
 
 
 async def test_a_first_release_is_started_routed_and_told(world: World) -> None:

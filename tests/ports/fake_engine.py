@@ -8,10 +8,12 @@ anything else runs and does not listen. `images` says the same for an image whos
 import asyncio
 import contextlib
 import itertools
+import os
 import re
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import Any
 
 from contracts.errors import NotFound, ProviderFailed, Unavailable
@@ -27,6 +29,8 @@ from node_agent.engine import (
 
 _EXIT = re.compile(r"^exit (\d+)$")
 _SERVE = ""
+# Loopback addresses of this process's own: several runs of the tests may share the machine.
+_ADDRESSES = (IPv4Address("127.64.0.0") + os.getpid() % 4096 * 1024 + n for n in itertools.count(1))
 
 
 @dataclass(eq=False)
@@ -66,7 +70,6 @@ class FakeEngine:
         self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._containers: dict[str, _Container] = {}
         self._listeners: list[asyncio.Queue[EngineEvent | None]] = []
-        self._addresses = (f"127.64.{n // 250}.{n % 250 + 1}" for n in itertools.count())
 
     # --- what a test does to it --------------------------------------------------------------------
 
@@ -135,7 +138,7 @@ class FakeEngine:
         if blueprint.image not in self.images:
             raise NotFound(f"no such image: {blueprint.image}")
         behaviour = self.images[blueprint.image] if blueprint.command is None else blueprint.command
-        container = _Container(blueprint, next(self._addresses), behaviour)
+        container = _Container(blueprint, str(next(_ADDRESSES)), behaviour)
         self._containers[blueprint.identity.instance] = container
         return container.seen()
 

@@ -32,7 +32,7 @@ log = structlog.get_logger("node-agent.ingress")
 _COMMON = "common.yaml"
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.1
-# After that the proxy has missed the change, and is shown the file once more.
+# After that the proxy has missed the change: one file it could not read at that moment is enough.
 _REMIND = 2.0
 
 
@@ -61,6 +61,7 @@ class TraefikProxy:
         self._shards: dict[str, set[str]] = {}
         self._confirmed: dict[str, str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._sharing = asyncio.Lock()
 
     async def open(self) -> None:
         await asyncio.to_thread(self._take_over)
@@ -77,7 +78,7 @@ class TraefikProxy:
                 self._shards[path.stem] = shards_of(hostnames_in(path.read_text()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 put_aside(path, str(error))
-        self._write_common()
+        self._write_common(self._common())
 
     def _read_secret(self) -> str:
         # A hostname nobody can guess, and that is nobody's: only we learn what the proxy serves.
@@ -95,7 +96,7 @@ class TraefikProxy:
             self._shards[served.workload] = shards_of(served.hostnames) | self._shards.get(
                 served.workload, set()
             )
-            await asyncio.to_thread(self._write_common)
+            await self._share()
             path = self._path(served.workload)
             if await asyncio.to_thread(_content, path) != text:
                 await asyncio.to_thread(write_durably, path, text, self._drafts)
@@ -104,7 +105,7 @@ class TraefikProxy:
             await self._confirm(served.workload, wanted)
             self._confirmed[served.workload] = wanted
             self._shards[served.workload] = shards_of(served.hostnames)
-            await asyncio.to_thread(self._write_common)
+            await self._share()
 
     async def withdraw(self, workload: str) -> None:
         async with self._lock(workload):
@@ -114,7 +115,7 @@ class TraefikProxy:
             await self._confirm(workload, None)
             self._confirmed.pop(workload, None)
             self._shards.pop(workload, None)
-            await asyncio.to_thread(self._write_common)
+            await self._share()
         self._locks.pop(workload, None)
 
     async def _confirm(self, workload: str, wanted: str | None) -> None:
@@ -127,7 +128,8 @@ class TraefikProxy:
                 state = "does not answer" if seen is None else "still serves what it served before"
                 raise Unavailable(f"the ingress {state}; its routes of {workload} are not live")
             if now > remind:
-                await asyncio.to_thread(self._remind, workload)
+                async with self._sharing:
+                    await asyncio.to_thread(self._remind, workload)
                 remind = now + _REMIND
             await self._clock.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
@@ -160,9 +162,15 @@ class TraefikProxy:
                 return value.strip()
         return ""
 
-    def _write_common(self) -> None:
-        shards = set().union(*self._shards.values())
-        text = render_common(self._secret, sorted(shards))
+    async def _share(self) -> None:
+        """What all files refer to, as it is needed now."""
+        async with self._sharing:
+            await asyncio.to_thread(self._write_common, self._common())
+
+    def _common(self) -> str:
+        return render_common(self._secret, sorted(set().union(*self._shards.values())))
+
+    def _write_common(self, text: str) -> None:
         path = self._folder / _COMMON
         if _content(path) != text:
             write_durably(path, text, self._drafts)

@@ -5,6 +5,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 
+async def head(port: int, hostname: str, path: str = "/") -> str:
+    """Status line and headers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {hostname}\r\nConnection: close\r\n\r\n".encode())
+        return (await reader.read()).decode().partition("\r\n\r\n")[0]
+    finally:
+        writer.close()
+
+
 async def get(port: int, hostname: str, path: str = "/") -> tuple[int, str]:
     """Status 0 when there was no answer."""
     try:
