@@ -170,7 +170,7 @@ def clear(project: str, prefix: str) -> None:
         for volume in engine.volumes.list(filters={"label": labels}):
             with suppress(NotFound):
                 volume.remove()
-        for image in engine.images.list(filters=own):
+        for image in engine.images.list(name=f"{prefix}/*"):
             with suppress(NotFound, APIError):
                 engine.images.remove(str(image.id), force=True)
 

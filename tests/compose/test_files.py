@@ -140,3 +140,16 @@ def test_the_image_is_made_by_the_uv_the_checkout_uses() -> None:
     bootstrap = (compose.ROOT / "deploy" / "embedded" / "bootstrap.py").read_text()
     (version,) = re.findall(r'^UV = "(.+)"$', bootstrap, re.M)
     assert f"uv=={version}" in (RECIPES / "platform" / "Dockerfile").read_text()
+
+
+def test_the_operators_page_knows_every_variable() -> None:
+    page = (compose.ROOT / "docs" / "compose.md").read_text()
+    chosen = {
+        name: default
+        for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE)
+        if name not in ("BERTH_COMPOSE_STATE", "BUILDER_CA_BUNDLE")
+    }
+    assert len(chosen) > 10
+    for name, default in chosen.items():
+        (row,) = [line for line in page.splitlines() if line.startswith("| `") and f"`{name}`" in line]
+        assert f"`{default}`" in row, name

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -190,9 +191,11 @@ def compose_clear(arguments: list[str]) -> int:
 def make(images: Images, ca_bundle: bytes | None, local: list[tuple[str, str]]) -> None:
     base = images.ensure_base()
     stacks = [image for stack in STACKS for image in images.ensure_stack(stack, base)]
-    for tag, recipe in local:
-        images.ensure_image(tag, images.recipe(recipe), base)
-    images.ensure_image(PLATFORM, platform_context(images.recipe("platform"), ca_bundle), "".join(stacks))
+    orders = [(tag, images.recipe(recipe), base) for tag, recipe in local]
+    orders += [(PLATFORM, platform_context(images.recipe("platform"), ca_bundle), "".join(stacks))]
+    # Each spends most of its time waiting for packages.
+    with ThreadPoolExecutor(len(orders)) as pool:
+        list(pool.map(lambda order: images.ensure_image(*order), orders))
 
 
 def platform_context(recipe: Mapping[str, bytes], ca_bundle: bytes | None) -> dict[str, bytes]:
