@@ -1,19 +1,22 @@
 """Every workload gets one hostname and its route, whatever comes twice, late, or not at all."""
 
+import shutil
 from collections.abc import Sequence
 
 import pytest
+from contracts.errors import Unavailable
 from contracts.events import AppChanged, AppCreated, AppDeleted, HostnameAssigned
 from contracts.ids import new_id
 from contracts.queries import Workloads, WorkloadsAfter
 from contracts.workload import Route, WorkloadSpec
-from domains.projection import route_in
+from domains.projection import SURVEY_SECONDS, route_in
+from nats.errors import Error as NatsError
 from runtime.bucket import Bucket
 from runtime.host import Host
 from runtime.streams import declare
 
 from tests.domains.samples import later, spec
-from tests.harness import Harness, eventually
+from tests.harness import Harness, Servers, eventually
 
 
 @pytest.fixture
@@ -36,6 +39,11 @@ async def routes(harness: Harness) -> Bucket:
 
 def nudge(host: Host, name: str) -> None:
     next(loop for loop in host.service.loops if loop.name == name).nudge()
+
+
+def survey_now(harness: Harness, host: Host) -> None:
+    harness.clock.advance(SURVEY_SECONDS)
+    nudge(host, "survey")
 
 
 async def found_in(bucket: Bucket) -> dict[str, str]:
@@ -173,8 +181,30 @@ async def test_a_lost_or_garbled_bucket_is_written_again(
     assert await found_in(routes) == {}
     await routes.put("old.localhost", before.value)
     await routes.put("blog.localhost", b"not a route")
-    nudge(host, "survey")
+    survey_now(harness, host)
     await become(routes, everything)
+
+
+async def test_a_server_that_lost_its_disk_is_noticed_at_the_reconnect(
+    harness: Harness, running: Servers, routes: Bucket, snapshot: Sequence[WorkloadSpec]
+) -> None:
+    await harness.start("domains")
+    shop = spec()
+    await harness.publish(AppCreated(spec=shop))
+    await become(routes, {"shop.localhost": shop.id})
+    running.nats.stop()
+    shutil.rmtree(running.nats.folder / "jetstream")
+    running.nats.start()
+    running.nats.wait_ready()
+
+    async def there_again() -> bool:
+        try:
+            await declare(harness.client.jetstream(timeout=1))
+            return await found_in(routes) == {"shop.localhost": shop.id}
+        except (NatsError, Unavailable):
+            return False
+
+    await eventually(there_again, seconds=30, what="the route again", every=0.2)
 
 
 async def test_the_bucket_that_is_ahead_of_a_restored_database_is_outbid(
@@ -191,7 +221,7 @@ async def test_the_bucket_that_is_ahead_of_a_restored_database_is_outbid(
     entry = await routes.get("shop.localhost")
     assert entry is not None
     assert Route.model_validate_json(entry.value).revision == 8
-    nudge(host, "survey")
+    survey_now(harness, host)
     await harness.settle()
     assert (await found_in(routes))["foreign.localhost"] == foreign.workload
 
@@ -208,8 +238,7 @@ async def test_a_new_port_or_base_domain_is_announced(
     await harness.start("domains")
     await harness.event(HostnameAssigned, lambda e: e.url == "http://shop.localhost:8080")
     await harness.stop("domains")
-    monkeypatch.setenv("DOMAINS_BASE_DOMAINS", '{"eu": "eu.example.com"}')
-    await harness.start("domains")
+    await harness.start("domains", base_domains={"eu": "eu.example.com"})
     await become(routes, {"shop.eu.example.com": shop.id})
     await harness.event(HostnameAssigned, lambda e: e.url == "http://shop.eu.example.com:8080")
     assert len(await assigned(harness)) == 3

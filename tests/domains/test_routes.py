@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 from contracts.workload import Route
 from domains.routes import candidates, compare, stays_with, url_of
-from domains.settings import DomainsSettings
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from tests.domains.samples import spec
 
@@ -82,12 +80,3 @@ def test_what_differs_is_named_and_what_is_unknown_is_apart() -> None:
 
 def test_nothing_wanted_is_no_order_to_remove_anything() -> None:
     assert compare({}, {"shop.localhost": route("shop.localhost")}).wrong == ()
-
-
-@pytest.mark.parametrize(
-    "domain", ["", "exa mple.com", "*.example.com", ".example.com", "Example.com", "a/b"]
-)
-def test_a_base_domain_that_is_none_is_refused(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOMAINS_BASE_DOMAIN", domain)
-    with pytest.raises(ValidationError, match="base_domain"):
-        DomainsSettings()

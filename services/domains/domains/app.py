@@ -23,7 +23,7 @@ def create(runtime: Runtime) -> Service:
         publishes=(HostnameAssigned,),
         loops=[
             project,
-            Loop("survey", projection.survey, every=60.0),
+            Loop("survey", projection.watch, every=5.0),
             Loop("heal", hostnames.heal, every=60.0),
         ],
     )

@@ -93,7 +93,7 @@ class Hostnames:
     def _settled(self, spec: WorkloadSpec, generation: int, held: Mapping[str, str]) -> bool:
         if generation != spec.generation:
             return generation > spec.generation
-        hostname = stays_with(spec, held, self._settings.base_domain_of(spec.region))
+        hostname = stays_with(spec, held, self._runtime.settings.base_domain_of(spec.region))
         if hostname is None:
             return spec.state == "deleted" and not held
         return held == {hostname: url_of(hostname, self._settings.public_port)}
@@ -101,7 +101,7 @@ class Hostnames:
     async def _settle(
         self, connection: AsyncConnection[Any], spec: WorkloadSpec, held: Mapping[str, str], tx: Tx
     ) -> None:
-        hostname = stays_with(spec, held, self._settings.base_domain_of(spec.region))
+        hostname = stays_with(spec, held, self._runtime.settings.base_domain_of(spec.region))
         given_up = [name for name in held if name != hostname]
         if given_up:
             now = self._runtime.clock.now()
@@ -126,7 +126,7 @@ class Hostnames:
 
     async def _take(self, connection: AsyncConnection[Any], spec: WorkloadSpec) -> str:
         free_since = self._runtime.clock.now() - timedelta(days=self._settings.quarantine_days)
-        base_domain = self._settings.base_domain_of(spec.region)
+        base_domain = self._runtime.settings.base_domain_of(spec.region)
         for hostname in candidates(spec, base_domain, self._settings.reserved):
             values = {
                 "hostname": hostname,

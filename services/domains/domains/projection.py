@@ -17,6 +17,7 @@ from runtime.store import PLATFORM
 from domains.routes import compare
 
 PAGE = 100
+SURVEY_SECONDS = 60.0
 TRIES = 5
 
 # Locked until it is written: else a slow writer could put back what a faster one has removed.
@@ -46,6 +47,8 @@ class Projection:
         self._runtime = runtime
         self._bucket = runtime.bus.bucket("routes")
         self._unknown: set[str] = set()
+        # Of the last survey: the connection it was made on, and when.
+        self._surveyed: tuple[int, float] | None = None
 
     async def project(self) -> bool:
         """Writes what is not written yet; what fails is left for the next time, and stops nothing."""
@@ -87,10 +90,22 @@ class Projection:
                 continue
         raise Unavailable(f"others keep writing {hostname}")
 
-    async def survey(self) -> None:
-        """Compares the whole bucket with the tables, and writes again whatever is not as it should be."""
+    async def watch(self) -> None:
+        """Surveys the bucket at start, after every reconnect (the server may have lost its disk) and slowly
+        for ever."""
         if not self._runtime.bus.connected:
             return
+        connection, now = self._runtime.bus.client.stats["reconnects"], self._runtime.clock.monotonic()
+        if (
+            self._surveyed is None
+            or self._surveyed[0] != connection
+            or now >= self._surveyed[1] + SURVEY_SECONDS
+        ):
+            await self.survey()
+            self._surveyed = connection, now
+
+    async def survey(self) -> None:
+        """Compares the whole bucket with the tables, and writes again whatever is not as it should be."""
         found = {key: route_in(entry.value) for key, entry in (await self._bucket.entries()).items()}
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
