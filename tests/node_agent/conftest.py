@@ -20,6 +20,7 @@ from runtime.bus import Bus
 from runtime.host import Host
 
 from tests.harness import Harness, eventually, free_port
+from tests.ports.engines import DockerHands, docker_hands
 from tests.ports.fake_engine import FakeEngine
 from tests.ports.web import get
 
@@ -199,6 +200,24 @@ def ingress(traefik: Traefik) -> Iterator[Traefik]:
     yield traefik
     for path in traefik.routes.iterdir():
         path.unlink()
+
+
+@pytest.fixture(scope="session")
+async def docker() -> AsyncIterator[DockerHands]:
+    """The real engine, under another node's name than the conformance suite's."""
+    async with docker_hands("rollout") as hands:
+        yield hands
+
+
+@pytest.fixture
+async def real(harness: Harness, ingress: Traefik, docker: DockerHands) -> AsyncIterator[World]:
+    """The same world with real containers."""
+    made = World(harness, ingress, FakeEngine(), await harness.everybody(), other_engine=docker.engine)
+    yield made
+    if "node-agent" in harness.hosts:
+        await made.stop()
+    for instance in await docker.engine.instances():
+        await docker.engine.remove(instance.identity.instance)
 
 
 @pytest.fixture

@@ -118,11 +118,11 @@ def sweep(client: APIClient, node: str = "local") -> None:
 
 
 @asynccontextmanager
-async def docker_hands() -> AsyncIterator[DockerHands]:
+async def docker_hands(node: str = "local") -> AsyncIterator[DockerHands]:
     client = APIClient(base_url=URL, version="auto")
-    engine = docker_engine()
+    engine = docker_engine(node)
     # What a crashed run left behind.
-    sweep(client)
+    sweep(client, node)
     try:
         docker_image.ensure(client)
         with registry.registry() as pullable:
@@ -130,7 +130,7 @@ async def docker_hands() -> AsyncIterator[DockerHands]:
             with suppress(NotFound):
                 client.remove_image(pullable, force=True)
     finally:
-        sweep(client)
+        sweep(client, node)
         await engine.close()
         client.close()
 

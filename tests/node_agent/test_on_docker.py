@@ -1,0 +1,82 @@
+"""The whole agent on the real engine: containers, Traefik, NATS, and requests all the while."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+from contracts.workload import HealthCheck, Process
+
+from tests.node_agent.conftest import World, next_release, spec, wanted
+from tests.ports.docker_image import IMAGE
+from tests.ports.engines import DockerHands
+from tests.ports.web import Load
+
+HEALTH = HealthCheck(kind="http", path="/", interval_seconds=0.5, timeout_seconds=2, start_seconds=20)
+
+
+@pytest.fixture(autouse=True)
+def kept_open(docker: DockerHands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that stops lets go of its engine; here the next one is given the same."""
+
+    async def close() -> None: ...
+
+    monkeypatch.setattr(docker.engine, "close", close)
+
+
+@pytest.mark.promise("P11")
+async def test_a_switch_between_real_containers_fails_no_request(real: World) -> None:
+    app = spec(image=IMAGE, health=HEALTH)
+    await real.route(app, "hello.localhost")
+    await real.want(wanted(app, count=2))
+    await real.start()
+    assert (await real.finished(app)).ok
+    await real.answers("hello.localhost", "web-1 8080")
+    async with Load(real.traefik.port, "hello.localhost", connections=4) as load:
+        await load.more(300)
+        for revision, port in ((2, 8081), (3, 8082)):
+            app = next_release(app, port=port)
+            await real.want(wanted(app, revision, 2))
+            assert (await real.finished(app)).ok
+            await load.more(300)
+        await real.running(app, 2)
+        await load.more(100)
+    assert load.failed == 0, load.answers
+    ports = {body.split()[1] for _, body in load.answers}
+    assert ports == {"8080", "8081", "8082"}
+
+
+async def test_a_container_comes_back_while_nobody_looks(real: World, docker: DockerHands) -> None:
+    app = spec(image=IMAGE, health=HEALTH)
+    await real.route(app, "hello.localhost")
+    await real.want(wanted(app))
+    await real.start()
+    (name,) = await real.running(app)
+    assert (await real.finished(app)).ok
+    await real.stop()
+    before = await asyncio.to_thread(docker.inspect, name)
+    os.kill(before["State"]["Pid"], signal.SIGKILL)
+    await real.answers("hello.localhost", "web-1 8080")
+    after = await asyncio.to_thread(docker.inspect, name)
+    assert after["RestartCount"] == before["RestartCount"] + 1
+    await real.start()
+    assert await real.running(app) == [name]
+
+
+async def test_what_a_failed_release_printed_is_told(real: World) -> None:
+    app = spec(image=IMAGE, health=HEALTH)
+    await real.route(app, "hello.localhost")
+    await real.want(wanted(app))
+    await real.start()
+    assert (await real.finished(app)).ok
+    shouting = {"web": Process(command="echo 'no such table: users' >&2; exit 3")}
+    broken = next_release(app, processes=shouting)
+    await real.want(wanted(broken, 2))
+    finished = await real.finished(broken)
+    assert finished.reason == "web.1 ended 3 times before it was ready, the last time with exit code 3"
+    assert finished.log_tail[-1] == "no such table: users"
+    await real.answers("hello.localhost", "web-1 8080")
+    missing = next_release(broken, processes={"web": Process()}, image="127.0.0.1:1/none:1")
+    await real.want(wanted(missing, 3))
+    assert "image 127.0.0.1:1/none:1 could not be pulled" in str((await real.finished(missing)).reason)
+    await real.running(app)
