@@ -248,9 +248,12 @@ class Harness:
 
         await eventually(quiet, seconds=seconds, what="everything handled")
 
+    async def close_services(self) -> None:
+        for name in reversed(list(self.hosts)):
+            await self.stop(name)
+
     async def close(self) -> None:
-        for host in reversed(self.hosts.values()):
-            await host.stop()
+        await self.close_services()
         for bus in self._buses:
             await bus.close()
         for runtime in self._runtimes:

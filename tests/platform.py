@@ -126,7 +126,7 @@ class Platform:
         client = docker.from_env()
         try:
             found: list[Container] = client.containers.list(
-                all=True, filters={"label": f"berth.node={self.node}"}
+                all=True, ignore_removed=True, filters={"label": f"berth.node={self.node}"}
             )
             return found
         finally:
@@ -139,7 +139,9 @@ class Platform:
         """Whatever tenants' containers and networks of this node are left."""
         client = docker.from_env()
         try:
-            for container in client.containers.list(all=True, filters={"label": f"berth.node={self.node}"}):
+            for container in client.containers.list(
+                all=True, ignore_removed=True, filters={"label": f"berth.node={self.node}"}
+            ):
                 container.remove(force=True)
             for network in client.networks.list(filters={"label": f"berth.node={self.node}"}):
                 network.remove()

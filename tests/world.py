@@ -1,0 +1,108 @@
+"""The whole platform in one process, on a scratch Postgres and NATS and a real Traefik.
+
+Only the edges are played: an engine and an image builder that can be told to fail. Customers come through
+the API's real application. `tests/journeys` has the same with nothing played.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from builder.app import create as create_builder
+from builder.settings import BuilderSettings
+from embedded.traefik import Traefik
+from gateway.app import create as create_gateway
+from gateway.settings import GatewaySettings
+from node_agent.app import create as create_agent
+from node_agent.settings import NodeAgentSettings
+from pydantic import SecretStr
+
+from tests.customer import Customer
+from tests.harness import Harness, eventually, free_port
+from tests.ports.fake_engine import FakeEngine
+from tests.ports.fake_image_builder import FakeImageBuilder
+
+ADMIN = ("admin@example.org", "an administrator of tests")
+
+
+class _Shared(dict[str, str]):
+    """What the image builder has made, the engine has: they are one machine's."""
+
+    def __contains__(self, image: object) -> bool:
+        return True
+
+    def __missing__(self, image: str) -> str:
+        return ""
+
+
+@dataclass
+class World:
+    harness: Harness
+    engine: FakeEngine
+    images: FakeImageBuilder
+    traefik: Traefik
+
+    def customer(self) -> Customer:
+        app = self.harness.hosts["gateway"].service.http
+        assert app is not None
+        return Customer(
+            "http://berth", f"http://127.0.0.1:{self.traefik.port}", transport=_Door(httpx.ASGITransport(app))
+        )
+
+    async def paying(self, customer: Customer, amount: str = "25") -> None:
+        """The administrator gives the customer's organization money."""
+        async with self.customer() as administrator:
+            await administrator.log_in(*ADMIN)
+            path = f"/api/admin/organizations/{customer.organization}/credits"
+            await administrator.call("POST", path, json={"amount": amount})
+        await eventually(lambda: _has_money(customer), what="the credit")
+
+
+class _Door(httpx.AsyncBaseTransport):
+    """The API is in this process; everything else is reached over the network."""
+
+    def __init__(self, api: httpx.ASGITransport) -> None:
+        self._api = api
+        self._network = httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        chosen = self._api if request.url.host == "berth" else self._network
+        return await chosen.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._network.aclose()
+
+
+async def _has_money(customer: Customer) -> bool:
+    wallet = await customer.call("GET", "/api/paas/wallet")
+    return bool(wallet["balance"]["micros"] > 0)
+
+
+@asynccontextmanager
+async def world(harness: Harness, folder: Path) -> AsyncIterator[World]:
+    traefik = Traefik(folder / "traefik", free_port(), free_port())
+    engine, images = FakeEngine(), FakeImageBuilder()
+    engine.images = _Shared()
+    traefik.start()
+    try:
+        await asyncio.to_thread(traefik.wait_ready)
+        admin = GatewaySettings(admin_email=ADMIN[0], admin_password=SecretStr(ADMIN[1]))
+        agent = NodeAgentSettings(
+            routes=traefik.routes,
+            ingress_url=f"http://127.0.0.1:{traefik.port}",
+            heartbeat_seconds=1,
+            drain_seconds=1,
+            cpu_millis=64_000,
+        )
+        await harness.start("gateway", lambda runtime: create_gateway(runtime, admin))
+        await harness.start("builder", lambda runtime: create_builder(runtime, images, BuilderSettings()))
+        for name in ("scheduler", "domains", "billing"):
+            await harness.start(name)
+        await harness.start("node-agent", lambda runtime: create_agent(runtime, engine, settings=agent))
+        yield World(harness, engine, images, traefik)
+    finally:
+        traefik.stop()
+        await engine.close()
