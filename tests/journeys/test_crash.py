@@ -113,27 +113,37 @@ async def nothing_runs(here: Platform) -> bool:
 
 
 async def money_is_conserved(here: Platform, customer: Customer, seed: int) -> None:
-    async def all_charged() -> bool:
-        wallet = await customer.call("GET", "/api/paas/wallet", retry=True)
-        return bool(wallet["accrued"]["micros"] == 0)
-
-    await eventually(all_charged, seconds=60, what="the last charges")
-    async with await AsyncConnection.connect(here.running.postgres.url()) as connection:
+    """The ledger sums to zero, the wallet is its entries, no meter is open and no slot paid twice."""
+    async with await AsyncConnection.connect(here.running.postgres.url(), autocommit=True) as connection:
         await connection.execute("set search_path = billing")
-        await connection.execute("select set_config('berth.organization', '*', false)")
-        [total] = await (
-            await connection.execute("select coalesce(sum(micros), 0) from entry")
-        ).fetchone() or [1]
-        assert total == 0, f"the ledger is off by {total} (seed {seed})"
-        doubled = await (
-            await connection.execute(
-                "select a.instance, b.instance from span a join span b on a.workload = b.workload "
-                "and a.process = b.process and a.index = b.index and a.instance < b.instance "
-                "where a.stopped_at is null and b.stopped_at is null"
-            )
-        ).fetchall()
-        assert doubled == [], f"two open meters for one slot (seed {seed})"
-        open_meters = await (
-            await connection.execute("select count(*) from span where stopped_at is null")
-        ).fetchone()
-        assert open_meters == (0,), f"{open_meters} meters left open (seed {seed})"
+
+        async def number(sql: str) -> int:
+            row = await (await connection.execute(sql)).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        async def all_closed() -> bool:
+            return await number("select count(*) from span where stopped_at is null") == 0
+
+        async def all_charged() -> bool:
+            wallet = await customer.call("GET", "/api/paas/wallet", retry=True)
+            return bool(wallet["accrued"]["micros"] == 0)
+
+        await eventually(all_closed, seconds=60, what=f"the end of every meter (seed {seed})")
+        await eventually(all_charged, seconds=60, what=f"the last charges (seed {seed})")
+        assert await number("select coalesce(sum(micros), 0) from entry") == 0, seed
+        assert await number("select count(*) from charge") > 0, seed
+        wallet = await customer.call("GET", "/api/paas/wallet")
+        own = f"select sum(micros) from entry where account = 'wallet' and organization = '{customer.organization}'"
+        assert wallet["balance"]["micros"] == await number(own), seed
+        # No slot was paid for longer than it existed.
+        paid_twice = await number(
+            "select count(*) from ("
+            "  select s.workload, s.process, s.index, sum(c.seconds) as paid,"
+            "    extract(epoch from max(s.stopped_at) - min(s.started_at)) as existed"
+            "  from (select workload, process, index, min(started_at) as started_at,"
+            "          max(stopped_at) as stopped_at from span group by 1, 2, 3) s"
+            "  join charge c on c.workload = s.workload group by 1, 2, 3"
+            ") slot where paid > existed + 1"
+        )
+        assert paid_twice == 0, seed

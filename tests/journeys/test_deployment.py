@@ -216,6 +216,7 @@ async def test_two_organizations_share_no_network(
             f"try: socket.create_connection(({address!r}, 8080), 2)\n"
             "except OSError: sys.exit(42)\n"
         )
+        assert one.id is not None
         assert client.containers.get(one.id).exec_run(["python3", "-c", probe]).exit_code == 42
     finally:
         client.close()

@@ -50,8 +50,9 @@ async def running_again(customer: Customer, app: str) -> dict[str, str] | None:
     return found if found["status"] == "running" else None
 
 
-def kill_inside(container: str) -> None:
+def kill_inside(container: str | None) -> None:
     """As the kernel kills a process that took too much: the engine was not asked."""
+    assert container is not None
     client = docker.from_env()
     try:
         os.kill(client.containers.get(container).attrs["State"]["Pid"], signal.SIGKILL)
