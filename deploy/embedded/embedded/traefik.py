@@ -26,6 +26,8 @@ class Traefik:
                 "providersThrottleDuration": "100ms",
             },
             "ping": {"entryPoint": "ping"},
+            # An instance that leaves is drained of its connections; idle ones must not keep it.
+            "serversTransport": {"forwardingTimeouts": {"idleConnTimeout": "3s"}},
             "entryPoints": {
                 "web": {
                     "address": f"{host}:{port}",
