@@ -8,6 +8,7 @@ from contracts.queries import QUERIES
 from contracts.reports import REPORTS
 from pydantic import SecretStr
 from runtime.clock import SystemClock
+from runtime.permissions import HEARS
 from runtime.run import entry_points, make_runtime
 from runtime.service import Service
 from runtime.settings import RuntimeSettings
@@ -41,7 +42,7 @@ def table() -> str:
         lines.append(f"| `{event.name}` | {said} | {heard} |")
     for report in REPORTS:
         said = names({n: report in s.reports for n, s in found.items()})
-        heard = names({n: report in s.listens for n, s in found.items()})
+        heard = names({n: f"{report.name}.*" in HEARS.get(n, ()) for n in found})
         lines.append(f"| `{report.name}` (report) | {said} | {heard} |")
     for query in QUERIES:
         owner = names({n: query in s.answers for n, s in found.items()})

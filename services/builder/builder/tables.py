@@ -4,14 +4,16 @@ from datetime import datetime
 from typing import Any, Literal
 
 from runtime.lease import Leased
-from sqlalchemy import BigInteger, DateTime, LargeBinary, Text, func
+from runtime.tables import NAMING
+from sqlalchemy import BigInteger, DateTime, Index, LargeBinary, MetaData, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 State = Literal["queued", "building", "succeeded", "failed", "cancelled"]
 
 
-class Base(DeclarativeBase): ...
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
 
 
 class BuildRow(Leased, Base):
@@ -30,6 +32,11 @@ class BuildRow(Leased, Base):
     # Where the log ends: only the holder of the lease writes on from here.
     log_sequence: Mapped[int] = mapped_column(server_default="0")
     log_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    __table_args__ = (
+        # The queue is the few rows of a large table that are not finished.
+        Index("build_open", "queued_at", postgresql_where=text("state in ('queued', 'building')")),
+        Index("build_of_workload", "workload", "finished_at"),
+    )
 
 
 class LogRow(Base):
