@@ -113,7 +113,9 @@ async def test_a_container_is_told_nothing_that_is_anothers(platform: Stack) -> 
 async def test_the_way_of_a_deployment(platform: Stack) -> None:
     async with customer_of(platform, "walker") as customer:
         app, view = await customer.live("hello", folder(HELLO))
-        hostname = httpx.URL(view["url"]).host
+        url = httpx.URL(view["url"])
+        assert f":{url.port}" == customer.ingress.removeprefix("http://127.0.0.1")
+        hostname = url.host
         await customer.answers(hostname, "Hello from Berth!")
 
         await customer.call("POST", f"/api/paas/apps/{app}/stop")
