@@ -62,7 +62,8 @@ class Host:
 
         await _until_available(declare_streams, f"{service.name}: streams cannot be declared")
         self._relay = Relay(service.name, store, runtime.bus, runtime.telemetry, self.batch)
-        relay = Loop("relay", self._relay.send, every=1.0)
+        # Every commit nudges it; by itself it looks only for what a process that died has left.
+        relay = Loop("relay", self._relay.send, every=5.0)
         store.on_publish(relay.nudge)
         self._supervise(relay)
         delivery = Delivery(

@@ -26,6 +26,9 @@ log = structlog.get_logger("runtime.store")
 # Sees every organization's rows: for handlers and loops, never for a request of a customer.
 PLATFORM = "*"
 
+# Connections a service keeps when it has nothing to do.
+KEPT = 2
+
 Row = TypeVar("Row")
 
 _SCOPE = text("select set_config('berth.organization', :scope, true)")
@@ -103,8 +106,10 @@ class Store:
         self._telemetry = telemetry
         self._engine = create_async_engine(
             self.url,
-            pool_size=connections,
-            max_overflow=0,
+            # What a burst has opened is closed when it is over: each costs Postgres 2 MB.
+            pool_size=KEPT,
+            max_overflow=connections - KEPT,
+            pool_use_lifo=True,
             pool_timeout=10,
             pool_recycle=3600,
             connect_args={"connect_timeout": 5, "application_name": f"berth-{schema}"},
