@@ -231,6 +231,9 @@ class Installation:
         if answers(self.engine.host):
             prefix = os.environ.get("NODE_AGENT_PREFIX", "berth")
             instances.remove(self.engine.host, prefix, self.runtime.node)
+            # Their addresses are free now, and may be somebody else's at the next start.
+            for route in self.traefik.routes.glob("*"):
+                route.unlink()
         _all_at_once(self.traefik.stop, self.nats.stop, self.postgres.stop, self.engine.stop)
 
     # --- what its processes are told ---------------------------------------------------------------------
