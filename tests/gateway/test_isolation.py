@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from contracts.ids import new_id
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from gateway import tables
@@ -132,7 +133,7 @@ async def test_another_organizations_member_finds_nothing(
     if "{" in route.path:
         assert response.status_code == 404, response.text
         assert response.json()["error"]["code"] == "not_found"
-        nobody = {**victim, "app": victim["app"][:-1] + "x", "deployment": victim["deployment"][:-1] + "x"}
+        nobody = {**victim, "app": new_id("app"), "deployment": new_id("dep")}
         absent = await call(intruder, method, route, nobody)
         assert absent.status_code == 404
         assert without_ids(absent.text) == without_ids(response.text)

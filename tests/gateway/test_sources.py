@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from contracts.errors import NotFound
+from contracts.ids import new_id
 from contracts.queries import SourcePartOf
 from gateway import sources
 from runtime.store import scoped
@@ -58,12 +59,9 @@ async def test_the_builder_gets_back_what_was_sent(here: World, customer: Custom
         assert len(part.data) <= sources.PART
         received, index, last = received + part.data, index + 1, part.last
     assert received == LARGE
-    for query in (
-        SourcePartOf(source=view["id"], index=index),
-        SourcePartOf(source=view["id"][:-1] + "x", index=0),
-    ):
+    for source, beyond in ((view["id"], index), (new_id("src"), 0)):
         with pytest.raises(NotFound):
-            await bus.ask(query)
+            await bus.ask(SourcePartOf(source=source, index=beyond))
     deployment = await customer.deploy(app)
     request = await here.requested(deployment)
     assert request.source.model_dump() == {

@@ -6,7 +6,7 @@ from contracts.events import AppCreated
 from contracts.ids import new_id
 from contracts.queries import RegionInfo, RegionsWithRoom
 from contracts.workload import Process
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -46,8 +46,10 @@ _ONE = pages.single(
 )
 
 
-@router.get("/paas/apps", response_model=AppList)
-async def list_apps(caller: Member, after: str | None = None) -> Response:
+@router.get("/paas/apps", response_model=AppList, openapi_extra={"parameters": [pages.AFTER]})
+async def list_apps(request: Request, caller: Member) -> Response:
+    # The hottest read there is: one parameter that need not be checked is not worth a validation.
+    after = request.query_params.get("after")
     return await pages.listed(caller.desk.store, _LIST, caller.organization, after=after)
 
 

@@ -25,16 +25,17 @@ from gateway import (
 )
 from gateway.desk import Desk
 
+# Tried one after the other: what is asked most comes first.
 ROUTERS = (
+    apps.router,
+    deployments.router,
+    logs.router,
+    usage.router,
     auth.router,
     organizations.router,
     plans.router,
     nodes.router,
-    apps.router,
     sources.router,
-    deployments.router,
-    logs.router,
-    usage.router,
     alerts.router,
 )
 LARGEST_BODY = 256 * 1024

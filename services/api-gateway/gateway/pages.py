@@ -11,6 +11,8 @@ from fastapi import Response
 from runtime.store import Store, scoped
 
 SIZE = 50
+# For a route that reads it from the request itself.
+AFTER = {"in": "query", "name": "after", "required": False, "schema": {"type": "string"}}
 
 
 def page(name: str, view: str, rows: str, key: str) -> str:

@@ -134,4 +134,6 @@ def require_permissions(routers: Iterable[APIRouter]) -> None:
             if not isinstance(route, APIRoute):
                 raise RuntimeError(f"{route!r} is no API route, so it can name no permission")
             if isinstance(permission_of(route), OfOrganization):
-                route.openapi_extra = {"parameters": [ORGANIZATION_HEADER], **(route.openapi_extra or {})}
+                extra = route.openapi_extra or {}
+                named = [*extra.get("parameters", ()), ORGANIZATION_HEADER]
+                route.openapi_extra = {**extra, "parameters": named}
