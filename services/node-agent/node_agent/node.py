@@ -93,7 +93,7 @@ class Node:
         """What no event told of is found here."""
         site = self._site
         await site.engine.reassert()
-        leaving = site.tenures.all_leaving()
+        leaving, admitted = site.tenures.all_leaving(), site.tenures.all_admitted()
         found: defaultdict[str, list[Instance]] = defaultdict(list)
         everything = await site.engine.instances()
         for instance in everything:
@@ -103,10 +103,7 @@ class Node:
             self._adopt(workload, found[workload])
         for workload, keeper in self._keepers.items():
             keeper.compare(found[workload])
-        present = {instance.identity.instance for instance in everything}
-        for tenure in site.tenures:
-            if tenure.started.workload not in self._keepers:
-                await site.tenures.lose(present, tenure.started.workload)
+        await site.tenures.lose(admitted, {instance.identity.instance for instance in everything})
         site.tenures.seen_all()
 
     def _adopt(self, workload: str, instances: list[Instance]) -> None:

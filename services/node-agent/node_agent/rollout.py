@@ -122,10 +122,10 @@ class Keeper:
         """What the engine has of the workload, and what that means for those who are watched."""
         tenures = self._site.tenures
         # Asked first: one that is gone by the time the list is here must not look like an unknown one.
-        leaving = tenures.all_leaving()
+        leaving, admitted = tenures.all_leaving(), tenures.all_admitted(self.workload)
         found = await self._site.engine.instances(self.workload)
         present = {instance.identity.instance: instance for instance in found}
-        await tenures.lose(present, self.workload)
+        await tenures.lose(admitted, present)
         self._instances = {name: i for name, i in present.items() if name not in leaving}
         for name in self._watch.followed():
             if name not in self._instances:

@@ -57,6 +57,13 @@ class Tenures:
         tenure = self._shelf.get(instance)
         return tenure is not None and tenure.stopped is None
 
+    def all_admitted(self, workload: str | None = None) -> set[str]:
+        return {
+            tenure.started.instance
+            for tenure in self
+            if tenure.stopped is None and workload in (None, tenure.started.workload)
+        }
+
     def all_leaving(self) -> set[str]:
         return {tenure.started.instance for tenure in self if tenure.stopped is not None}
 
@@ -94,19 +101,19 @@ class Tenures:
             await self._journal.append(tenure.stopped.model_copy(update={"exit_code": exit_code}))
             await self._shelf.remove(instance)
 
-    async def lose(self, present: Collection[str], workload: str | None = None) -> None:
-        """Ends the tenures of those which are not there any more, though nobody let them go.
+    async def lose(self, asked: Collection[str], present: Collection[str]) -> None:
+        """Ends the tenures of those of `asked` which are not there any more, though nobody let them go.
 
         While we were away nobody saw when: the last moment it was seen charges nobody too much.
         """
-        for tenure in self:
-            started = tenure.started
-            concerned = tenure.stopped is None and workload in (None, started.workload)
-            if concerned and started.instance not in present:
-                at = max(started.started_at, self._last_seen or self._clock.now())
-                log.warning("an instance is gone", instance=started.instance, workload=started.workload)
-                await self._end(tenure, "lost", at, "it vanished from the node")
-                await self.finish(started.instance, None)
+        for instance in asked:
+            tenure = self._shelf.get(instance)
+            if tenure is None or tenure.stopped is not None or instance in present:
+                continue
+            at = max(tenure.started.started_at, self._last_seen or self._clock.now())
+            log.warning("an instance is gone", instance=instance, workload=tenure.started.workload)
+            await self._end(tenure, "lost", at, "it vanished from the node")
+            await self.finish(instance, None)
 
     def seen_all(self) -> None:
         """Every instance has been looked for, just now, and events tell of each that goes from here on."""
