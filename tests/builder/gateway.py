@@ -85,7 +85,7 @@ class Gateway:
         }
         return DeploymentRequested(**(values | changes))
 
-    async def builder(self, images: ImageBuilder, alias: str = "builder", **settings: Any) -> Host:
+    async def builder(self, images: ImageBuilder | None, alias: str = "builder", **settings: Any) -> Host:
         chosen = BuilderSettings(**({"lease_seconds": 2, "concurrency": 1} | settings))
         return await self.harness.start(
             "builder", lambda runtime: create(runtime, images, chosen), alias=alias

@@ -91,9 +91,9 @@ class EngineApi:
                 raise Refused(response.status_code, _words([chunk async for chunk in chunks]))
             yield chunks
         finally:
+            writer.close()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-            writer.close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
