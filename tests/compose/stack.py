@@ -23,6 +23,7 @@ import httpx
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 from embedded import compose, instances
+from embedded.daemon import identity
 from embedded.engine import Engine, install
 from runtime.permissions import SERVICES
 
@@ -183,7 +184,7 @@ def clear_crashed() -> None:
         ]
     for project in {labels[_OF_COMPOSE] for labels in objects}:
         ours = _PROJECT.match(project)
-        if ours and not Path("/proc", ours[1]).exists():
+        if ours and identity(int(ours[1])) is None:
             clear(project, ours[2])
 
 
