@@ -134,6 +134,11 @@ def require_permissions(routers: Iterable[APIRouter]) -> None:
             if not isinstance(route, APIRoute):
                 raise RuntimeError(f"{route!r} is no API route, so it can name no permission")
             if isinstance(permission_of(route), OfOrganization):
-                extra = route.openapi_extra or {}
-                named = [*extra.get("parameters", ()), ORGANIZATION_HEADER]
-                route.openapi_extra = {**extra, "parameters": named}
+                _document_organization(route)
+
+
+def _document_organization(route: APIRoute) -> None:
+    extra = route.openapi_extra or {}
+    parameters = extra.get("parameters", [])
+    if ORGANIZATION_HEADER not in parameters:
+        route.openapi_extra = {**extra, "parameters": [*parameters, ORGANIZATION_HEADER]}

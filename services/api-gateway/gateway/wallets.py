@@ -7,7 +7,7 @@ other: the workloads are stopped, and everything else follows from that.
 from contracts.errors import PaymentRequired
 from contracts.events import WalletChanged
 from runtime.store import Tx
-from sqlalchemy import select
+from sqlalchemy import select, true
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway import funds, workloads
@@ -35,15 +35,19 @@ async def changed(event: WalletChanged, tx: Tx) -> None:
 
 async def apply(tx: Tx, organization: str) -> None:
     """Without money everything that runs, or is on its way to, is suspended."""
+    empty = await funds.of(tx, organization) <= 0
     # All of them are locked, the stopped too: one that is being started right now is seen once it has been.
     rows = await tx.scalars(
         select(WorkloadRow)
-        .where(WorkloadRow.organization == organization, WorkloadRow.state != "deleted")
+        .where(
+            WorkloadRow.organization == organization,
+            WorkloadRow.state != "deleted",
+            true() if empty else WorkloadRow.suspended,
+        )
         .order_by(WorkloadRow.id)
         .with_for_update()
         .execution_options(populate_existing=True)
     )
-    empty = await funds.of(tx, organization) <= 0
     for row in rows:
         if empty and runs(row):
             await workloads.suspend(tx, row)
