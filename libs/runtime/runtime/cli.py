@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
+from contracts.errors import Unavailable
 from pydantic import ValidationError
 
 from runtime.secrets import BadSecret, new_secret
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(command(words[1:]))
-    except BadSecret as error:
+    except (BadSecret, Unavailable) as error:
         print(f"berth: {error}", file=sys.stderr)
         return 2
     except ValidationError as error:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+import orjson
 import structlog
+from contracts.errors import error_body
 
 from runtime.bus import Bus
 from runtime.clock import Clock, SystemClock
@@ -70,7 +72,7 @@ class Process:
         self.ops_port = await self._ops.start(self.settings.ops_host, self.settings.ops_port)
         for host in self.hosts:
             if host.service.http is not None:
-                await self._serve(host.service.http)
+                await self._serve(_once_ready(host, host.service.http))
         for host in self.hosts:
             self._starting.append(asyncio.create_task(host.start(), name=f"start {host.service.name}"))
 
@@ -120,6 +122,21 @@ class Process:
         if self._ops is not None:
             await self._ops.stop()
         self.telemetry.close()
+
+
+def _once_ready(host: Host, app: AsgiApp) -> AsgiApp:
+    """Until the service is connected the door answers, and says that it does."""
+    refusal = orjson.dumps(error_body("unavailable", "the platform is starting; try again in a moment"))
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if host.ready or scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": refusal})
+
+    return guarded
 
 
 def build(names: Sequence[str], settings: RuntimeSettings) -> Process:

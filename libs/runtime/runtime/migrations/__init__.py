@@ -11,9 +11,10 @@ import structlog
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from contracts.errors import Unavailable
 from psycopg import sql
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 log = structlog.get_logger("runtime.migrations")
@@ -22,6 +23,7 @@ LOCK = 0x62657274  # "bert"
 # A change that waits for a lock makes everybody behind it wait too: give up early, come back later.
 LOCK_TIMEOUT = "2s"
 LOCK_TRIES = 10
+CONNECT_TRIES = 30
 
 
 def tenant(op: Any, table: str) -> None:
@@ -46,7 +48,7 @@ def migrate(admin_url: str, services: Iterable[tuple[str, str, str]]) -> None:
     url = make_url(admin_url).set(drivername="postgresql+psycopg")
     engine = create_engine(url, connect_args={"connect_timeout": 5})
     try:
-        with engine.connect() as guard:
+        with _connected(engine) as guard:
             guard.execute(text("select pg_advisory_lock(:lock)"), {"lock": LOCK})
             guard.commit()
             for name, package, password in services:
@@ -59,6 +61,20 @@ def migrate(admin_url: str, services: Iterable[tuple[str, str, str]]) -> None:
             guard.commit()
     finally:
         engine.dispose()
+
+
+def _connected(engine: Engine) -> Connection:
+    """Waits for a database that is being started beside us."""
+    for attempt in range(1, CONNECT_TRIES + 1):
+        try:
+            return engine.connect()
+        except OperationalError as error:
+            if attempt == CONNECT_TRIES:
+                raise Unavailable(f"the database does not answer: {error.orig}") from error
+            if attempt == 1:
+                log.warning("the database does not answer yet", error=str(error.orig))
+            time.sleep(1)
+    raise AssertionError("the last try returns or raises")
 
 
 def _schema_and_role(connection: Connection, name: str, password: str) -> None:
