@@ -110,8 +110,7 @@ async def clear(builder: DockerBuilder, api: EngineApi) -> None:
     ):
         await api.call("DELETE", f"/containers/{found['Id']}", {"force": True})
     for image in await builder.images():
-        for name in image.references or (image.id,):
-            await api.call("DELETE", f"/images/{name}", {"force": True})
+        await builder.remove(image)
     for layer in builder.layers():
         await builder.forget(layer)
     await builder.close()

@@ -308,7 +308,9 @@ async def test_publishes_to_a_registry(docker: DockerHands) -> None:
             == published.digest
         )
         [kept] = [found for found in await builder.images() if found.deployment == order.deployment]
+        assert published.reference in kept.references
         assert await builder.remove(kept)
+        assert not [found for found in await builder.images() if found.deployment == order.deployment]
 
 
 @pytest.mark.parametrize("ref", ["main", "v1", None, "commit"])

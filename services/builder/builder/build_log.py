@@ -70,8 +70,8 @@ class LogWriter:
             await self._room.wait()
 
     def _append(self, step: Step, stream: Stream, text: str) -> None:
-        self.tail.append(text)
         if stream != "platform":
+            self.tail.append(text)
             self._bytes += len(text.encode()) + 1
             if self._bytes > self._largest:
                 if self._full:

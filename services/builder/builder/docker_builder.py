@@ -292,11 +292,12 @@ class DockerBuilder:
     async def images(self) -> tuple[KeptImage, ...]:
         kept = []
         for found in await self._api.call("GET", "/images/json", {"filters": {"label": [IMAGE]}}):
-            prefix, _, workload, deployment = found["Labels"][IMAGE].split("/")
-            names = tuple(name for name in found["RepoTags"] or () if name != "<none>:<none>")
+            label = found["Labels"][IMAGE].split("/")
+            names = [*(found["RepoTags"] or ()), *(found["RepoDigests"] or ())]
+            known = tuple(name for name in names if not name.startswith("<none>"))
             made_at = datetime.fromtimestamp(found["Created"], UTC)
-            if prefix == self._prefix:
-                kept.append(KeptImage(found["Id"], names, deployment, workload, made_at))
+            if len(label) == 4 and label[0] == self._prefix:
+                kept.append(KeptImage(found["Id"], known, label[3], label[2], made_at))
         return tuple(kept)
 
     async def remove(self, image: KeptImage) -> bool:

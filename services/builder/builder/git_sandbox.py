@@ -45,7 +45,6 @@ _OPTIONS = {
     "credential.helper": "",
     "http.followRedirects": "false",
     "fetch.unpackLimit": "1",
-    "fetch.fsckObjects": "true",
     "transfer.bundleURI": "false",
     "gc.auto": "0",
     "init.defaultBranch": "main",

@@ -21,7 +21,8 @@ class StepFailed(Exception):
     def __init__(self, step: Step, message: str, *, exit_code: int | None = None, hint: str | None = None):
         super().__init__(message)
         self.step = step
-        self.message = message
+        # A database that keeps text has no room for this character.
+        self.message = message.replace("\0", "")
         self.exit_code = exit_code
         self.hint = hint
 
@@ -66,6 +67,8 @@ class PublishedImage:
 
 @dataclass(frozen=True, slots=True)
 class KeptImage:
+    """`references`: all its names, with tag and with digest."""
+
     id: str
     references: tuple[str, ...]
     deployment: str

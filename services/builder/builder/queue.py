@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from contracts.errors import Unavailable
 from contracts.events import AppDeleted, BuildFinished, BuildStarted, DeploymentRequested
 from contracts.ids import new_id
 from contracts.queries import DeploymentsPending
 from contracts.reports import LogLine
 from contracts.workload import BuildFailed, BuildResult, BuildSucceeded
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from runtime.lease import claim, release, renew
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, Tx
@@ -62,7 +63,7 @@ class Queue:
                 deployment=event.deployment,
                 workload=event.workload,
                 organization=event.organization,
-                request=event.model_dump(mode="json"),
+                request=event.model_dump_json(),
                 state="queued",
             )
             .on_conflict_do_nothing(index_elements=[BuildRow.deployment])
@@ -70,7 +71,7 @@ class Queue:
         row = await tx.one(select(BuildRow).where(BuildRow.deployment == event.deployment))
         if row is not None and row.result is not None and row.finished_at is not None:
             if row.finished_at < self._runtime.clock.now() - _TOLD:
-                tx.publish(_finished(row, _RESULT.validate_python(row.result), row.finished_at))
+                tx.publish(_finished(row, _RESULT.validate_json(row.result), row.finished_at))
             return
         tx.after_commit(self._nudge)
 
@@ -89,8 +90,14 @@ class Queue:
         """What the gateway waits for and no message told us."""
         pending = await self._runtime.bus.ask(DeploymentsPending())
         for request in pending.requests:
-            async with self._runtime.store.transaction(PLATFORM) as tx:
-                await self.requested(request, tx)
+            try:
+                async with self._runtime.store.transaction(PLATFORM) as tx:
+                    await self.requested(request, tx)
+            except Unavailable:
+                raise
+            except Exception:
+                # One that cannot be queued must not keep the others waiting.
+                log.exception("a deployment could not be queued", deployment=request.deployment)
 
     # --- one build at a time ---------------------------------------------------------------------------
 
@@ -107,7 +114,14 @@ class Queue:
             )
             if row is None:
                 return None
-            request = DeploymentRequested.model_validate(row.request)
+            try:
+                request = DeploymentRequested.model_validate_json(row.request)
+            except ValidationError as error:
+                # Nobody will ever read it, and all that comes after it would wait.
+                log.error("a build's request cannot be read", build=row.id, error=str(error))
+                words = "the request cannot be read; deploy again"
+                self._end(tx, row, BuildFailed(step="source", exit_code=None, message=words))
+                return None
             row.state = "building"
             if row.started_at is None:
                 row.started_at = self._runtime.clock.now()
@@ -167,7 +181,7 @@ class Queue:
         build_log.append(tx, row, line)
         row.state = result.outcome
         row.image = result.image if isinstance(result, BuildSucceeded) else None
-        row.result = result.model_dump(mode="json")
+        row.result = result.model_dump_json()
         row.finished_at = now
         release(row)
         tx.publish(_finished(row, result, now))

@@ -1,12 +1,11 @@
 """Builds, their logs, and when a layer of the build cache was last used."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from runtime.lease import Leased
 from runtime.tables import NAMING
 from sqlalchemy import BigInteger, DateTime, Index, LargeBinary, MetaData, Text, func, text
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 State = Literal["queued", "building", "succeeded", "failed", "cancelled"]
@@ -22,13 +21,14 @@ class BuildRow(Leased, Base):
     deployment: Mapped[str] = mapped_column(Text, unique=True)
     workload: Mapped[str] = mapped_column(Text)
     organization: Mapped[str] = mapped_column(Text)
-    request: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    # `request` and `result` as JSON in text: what customers write may hold what JSONB does not.
+    request: Mapped[str] = mapped_column(Text)
     state: Mapped[State] = mapped_column(Text)
     queued_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     image: Mapped[str | None] = mapped_column(Text)
-    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    result: Mapped[str | None] = mapped_column(Text)
     # Where the log ends: only the holder of the lease writes on from here.
     log_sequence: Mapped[int] = mapped_column(server_default="0")
     log_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")

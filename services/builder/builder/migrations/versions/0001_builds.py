@@ -3,7 +3,6 @@
 import sqlalchemy as sa
 from alembic import op
 from runtime.migrations import tenant
-from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "builder_0001"
 down_revision = None
@@ -16,13 +15,13 @@ def upgrade() -> None:
         sa.Column("deployment", sa.Text, nullable=False, unique=True),
         sa.Column("workload", sa.Text, nullable=False),
         sa.Column("organization", sa.Text, nullable=False),
-        sa.Column("request", JSONB, nullable=False),
+        sa.Column("request", sa.Text, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("queued_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
         sa.Column("started_at", sa.DateTime(timezone=True)),
         sa.Column("finished_at", sa.DateTime(timezone=True)),
         sa.Column("image", sa.Text),
-        sa.Column("result", JSONB),
+        sa.Column("result", sa.Text),
         sa.Column("log_sequence", sa.Integer, nullable=False, server_default="0"),
         sa.Column("log_bytes", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("lease_holder", sa.Text),
