@@ -35,33 +35,43 @@ POOL = IPv4Network("10.224.0.0/12")
 # --- addresses ---------------------------------------------------------------------------------------------
 
 
-def test_the_first_subnet_that_touches_nothing() -> None:
+def test_a_subnet_touches_nothing() -> None:
     taken = [IPv4Network("10.224.0.0/24"), IPv4Network("10.224.1.128/25"), IPv4Network("172.17.0.0/16")]
-    assert free_subnet(POOL, 24, taken) == IPv4Network("10.224.2.0/24")
-    assert free_subnet(POOL, 24, [IPv4Network("10.0.0.0/9")]) == IPv4Network("10.224.0.0/24")
+    small = IPv4Network("10.224.0.0/22")
+    assert {free_subnet(small, 24, taken, owner) for owner in "abcdefgh"} == {
+        IPv4Network("10.224.2.0/24"),
+        IPv4Network("10.224.3.0/24"),
+    }
 
 
 def test_a_pool_that_is_used_up_says_what_to_do() -> None:
     with pytest.raises(ProviderFailed, match="NODE_AGENT_NETWORK_POOL"):
-        free_subnet(POOL, 24, [IPv4Network("10.0.0.0/8")])
+        free_subnet(POOL, 24, [IPv4Network("10.0.0.0/8")], "a")
 
 
 def test_many_more_organizations_than_docker_has_pools_for() -> None:
     taken: list[IPv4Network] = []
-    for _ in range(200):
-        taken.append(free_subnet(POOL, 24, taken))
+    for number in range(200):
+        taken.append(free_subnet(POOL, 24, taken, f"org{number}"))
     assert not any(a.overlaps(b) for n, a in enumerate(taken) for b in taken[:n])
 
 
-@given(st.sets(st.integers(0, 15)))
-def test_an_address_is_given_once_and_never_the_gateways(used: set[int]) -> None:
+def test_what_one_leaves_is_not_the_next_ones_at_once() -> None:
+    mine = free_subnet(POOL, 24, [], "org_mine")
+    assert free_subnet(POOL, 24, [], "org_mine") == mine
+    assert free_subnet(POOL, 24, [], "org_other") != mine
+    assert free_address(mine, [], "ins_a") != free_address(mine, [], "ins_b")
+
+
+@given(st.sets(st.integers(0, 15)), st.text())
+def test_an_address_is_given_once_and_never_the_gateways(used: set[int], owner: str) -> None:
     subnet = IPv4Network("10.224.3.0/28")
     taken = {subnet[number] for number in used}
     if len(used - {0, 1, 15}) == 13:
         with pytest.raises(ProviderFailed, match="no address is left"):
-            free_address(subnet, taken)
+            free_address(subnet, taken, owner)
         return
-    given_out = free_address(subnet, taken)
+    given_out = free_address(subnet, taken, owner)
     assert given_out in subnet
     assert given_out not in taken | {subnet[0], subnet[1], subnet[15]}
 

@@ -6,7 +6,7 @@ import pytest
 from contracts.errors import ProviderFailed
 from contracts.events import InstanceStopped
 from contracts.ids import new_id
-from node_agent.engine import Blueprint, Identity
+from node_agent.engine import Blueprint, Identity, Instance
 
 from tests.harness import eventually
 from tests.node_agent.conftest import World, next_release, spec, wanted
@@ -139,3 +139,22 @@ async def test_a_half_made_instance_is_taken_over_or_taken_away(world: World) ->
     assert (await world.finished(app)).ok
     assert await world.running(app) == names[:1]
     assert world.engine.count("create") == 2
+
+
+async def test_an_address_that_was_lost_leaves_the_routes_before_anything_is_made(world: World) -> None:
+    """It may belong to another tenant by the time the replacement is ready."""
+    app, (name,) = await world.live()
+    (lost,) = await world.engine.instances(app.id)
+    seen: list[str] = []
+    create = world.engine.create
+
+    async def watched(blueprint: Blueprint) -> Instance:
+        seen.append((world.traefik.routes / f"{app.id}.yaml").read_text())
+        return await create(blueprint)
+
+    world.engine.create = watched  # type: ignore[method-assign]
+    await world.engine.vanish(name)
+    assert (await world.stopped(name)).reason == "lost"
+    await world.answers("hello.localhost", (await world.running(app))[0])
+    assert len(seen) == 1
+    assert lost.address not in seen[0]

@@ -1,11 +1,14 @@
 """The engines the conformance suite runs on, each with what only a hand on the machine can do to it."""
 
 import os
+import re
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any, Protocol
 
 from contracts.ids import new_id
@@ -24,9 +27,16 @@ from tests.ports import docker_image, registry
 from tests.ports.fake_engine import FakeEngine
 
 URL = "unix:///var/run/docker.sock"
-# A name of the tests' own, so that nothing of a running platform is touched.
-PREFIX = "btst"
 POOL = IPv4Network("10.251.0.0/16")
+_RUN = re.compile(r"t([0-9a-f]{5})")
+
+
+def _prefix(run: int) -> str:
+    return f"t{run:05x}"
+
+
+# A name of this run's own: neither a platform nor another run of the tests on the machine is touched.
+PREFIX = _prefix(os.getpid())
 
 
 class Hands(Protocol):
@@ -107,14 +117,29 @@ def docker_engine(node: str = "local", policy: Policy | None = None) -> DockerEn
     )
 
 
-def sweep(client: APIClient, node: str = "local") -> None:
-    """Whatever this node has made, off the machine."""
-    labels = [f"berth.prefix={PREFIX}", f"berth.node={node}"]
-    for container in client.containers(all=True, filters={"label": labels}):
-        client.remove_container(container["Id"], force=True, v=True)
-    for network in client.networks(filters={"label": labels}):
-        client.remove_network(network["Id"])
-    remove_firewall((f"{PREFIX.upper()}-",))
+def sweep(client: APIClient, node: str) -> None:
+    """Whatever this node, and runs that ended badly, have made: off the machine."""
+
+    def ours(labels: dict[str, str]) -> bool:
+        prefix = labels["berth.prefix"]
+        return (prefix, labels.get("berth.node")) == (PREFIX, node) or ended(prefix)
+
+    marked = {"label": "berth.prefix"}
+    for container in client.containers(all=True, filters=marked):
+        if ours(container["Labels"]):
+            client.remove_container(container["Id"], force=True, v=True)
+    for network in client.networks(filters=marked):
+        if ours(network["Labels"]):
+            client.remove_network(network["Id"])
+    saved = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+    chains = re.findall(r"^:(T[0-9A-F]{5})-INPUT ", saved, re.MULTILINE)
+    remove_firewall(tuple(f"{chain}-" for chain in chains if ended(chain.lower())))
+
+
+def ended(prefix: str) -> bool:
+    """It is that of a run of the tests which is over."""
+    run = _RUN.fullmatch(prefix)
+    return run is not None and not Path(f"/proc/{int(run[1], 16)}").exists()
 
 
 @asynccontextmanager
@@ -131,6 +156,7 @@ async def docker_hands(node: str = "local") -> AsyncIterator[DockerHands]:
                 client.remove_image(pullable, force=True)
     finally:
         sweep(client, node)
+        remove_firewall((f"{PREFIX.upper()}-",))
         await engine.close()
         client.close()
 

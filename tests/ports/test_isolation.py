@@ -5,11 +5,14 @@ private network; no packet leaves this machine.
 """
 
 import asyncio
+import fcntl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 from contracts.ids import new_id
@@ -20,11 +23,12 @@ from node_agent.firewall_rules import Policy
 from node_agent.health import probe
 
 from tests.harness import eventually
-from tests.ports.engines import POOL, PREFIX, DockerHands, blueprint, docker_engine
+from tests.ports.engines import POOL, PREFIX, DockerHands, blueprint, docker_engine, ended
 
 METADATA, NEIGHBOUR, PARTNER = "169.254.169.254", "10.252.7.2", "198.18.7.2"
 PORT = 8099
-SPACE = LINK = "bworld"
+# Not the name of a bridge of ours.
+SPACE = LINK = f"w{PREFIX}"
 
 CONNECT = (
     "use IO::Socket::INET; my $s = IO::Socket::INET->new("
@@ -39,8 +43,18 @@ def ip(*argv: str, check: bool = True) -> None:
 @pytest.fixture(scope="module")
 def world() -> Iterator[None]:
     """A neighbour on the machine's network, who serves on the addresses above; and so does the machine."""
-    ip("netns", "del", SPACE, check=False)
-    ip("link", "del", LINK, check=False)
+    with Path("/tmp/berth-tests-world.lock").open("w") as lock:
+        # The addresses are the machine's: one run of the tests at a time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with neighbour():
+            yield
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    for left in Path("/run/netns").glob("wt*"):
+        if ended(left.name[1:]):
+            ip("netns", "del", left.name)
     ip("netns", "add", SPACE)
     ip("link", "add", LINK, "type", "veth", "peer", "name", "in", "netns", SPACE)
     ip("addr", "add", "10.252.7.1/30", "dev", LINK)

@@ -3,16 +3,20 @@
 Docker's own pools end at about 31 networks, so the agent deals out an operator's pool by itself.
 """
 
-from collections.abc import Iterable
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from contracts.errors import ProviderFailed
 
 
-def free_subnet(pool: IPv4Network, bits: int, taken: Iterable[IPv4Network]) -> IPv4Network:
-    """The first subnet of the pool that touches nothing this machine already has a route for."""
+def free_subnet(pool: IPv4Network, bits: int, taken: Iterable[IPv4Network], owner: str) -> IPv4Network:
+    """One that touches nothing this machine already has a route for."""
     near = [network for network in taken if network.overlaps(pool)]
-    for subnet in pool.subnets(new_prefix=bits):
+    size = 1 << (32 - bits)
+    for place in _places(pool.num_addresses // size, owner):
+        subnet = IPv4Network((int(pool.network_address) + place * size, bits))
         if not any(subnet.overlaps(network) for network in near):
             return subnet
     raise ProviderFailed(
@@ -20,15 +24,20 @@ def free_subnet(pool: IPv4Network, bits: int, taken: Iterable[IPv4Network]) -> I
     )
 
 
-def free_address(subnet: IPv4Network, taken: Iterable[IPv4Address]) -> IPv4Address:
-    """The first host address is the gateway's and never dealt out."""
+def free_address(subnet: IPv4Network, taken: Iterable[IPv4Address], owner: str) -> IPv4Address:
+    """The first host address is the gateway's and never dealt out, the last one is everybody's."""
     used = set(taken)
-    hosts = subnet.hosts()
-    next(hosts)
-    for address in hosts:
+    for place in _places(subnet.num_addresses - 3, owner):
+        address = subnet[place + 2]
         if address not in used:
             return address
     raise ProviderFailed(f"no address is left in {subnet} for another instance of this organization")
+
+
+def _places(number: int, owner: str) -> Iterator[int]:
+    """All of them, from one that is the owner's: what somebody leaves is not the next one's at once."""
+    first = int.from_bytes(hashlib.sha256(owner.encode()).digest()[:8], "big") % number
+    return itertools.chain(range(first, number), range(first))
 
 
 def routes_of(table: str) -> list[IPv4Network]:

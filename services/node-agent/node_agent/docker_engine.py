@@ -144,15 +144,17 @@ class DockerEngine:
     # --- instances ---------------------------------------------------------------------------------
 
     async def create(self, blueprint: Blueprint) -> Instance:
+        instance = blueprint.identity.instance
+
         def create(client: Any) -> Instance:
             with self._dealing:
                 network, new = self._networks.ensure(client, blueprint.identity.organization)
                 if new or not self._isolated:
                     self._assert_rules(client)
                 try:
-                    address = str(self._networks.address(client, network))
+                    address = str(self._networks.address(client, network, instance))
                     container = self._container(client, blueprint, network.name, address)
-                    client.create_container_from_config(container, self._name(blueprint.identity.instance))
+                    client.create_container_from_config(container, self._name(instance))
                 except Exception:
                     self._networks.forget_unused(client)
                     raise

@@ -36,16 +36,16 @@ class Networks:
         for found in self._list(client):
             if found["Labels"].get(labels.ORGANIZATION) == organization:
                 return _network(found), False
-        subnet = free_subnet(self._pool, self._bits, self._taken(client))
+        subnet = free_subnet(self._pool, self._bits, self._taken(client), organization)
         network = Network(f"{self._prefix}-{organization}", subnet, self._bridge(organization))
         self._create(client, network, organization)
         return network, True
 
-    def address(self, client: Any, network: Network) -> IPv4Address:
+    def address(self, client: Any, network: Network, instance: str) -> IPv4Address:
         """A free one. What a container had been given is in its labels, also while it does not run."""
         members = client.containers(all=True, filters={"label": [labels.ADDRESS, *self._filters()]})
         given = (IPv4Address(member["Labels"][labels.ADDRESS]) for member in members)
-        return free_address(network.subnet, (address for address in given if address in network.subnet))
+        return free_address(network.subnet, given, instance)
 
     def bridges(self, client: Any) -> list[str]:
         return [_network(found).bridge for found in self._list(client)]

@@ -99,6 +99,9 @@ class Keeper:
             if isinstance(step, Discard):
                 await self._remove(step.instance)
         raises = [step for step in steps if isinstance(step, Raise)]
+        if raises and record.live is not None:
+            # An address that was lost may soon be another's: it leaves the routes before anything is made.
+            await self._prepare(record)
         if record.rolling_out:
             assert wanted is not None
             if not await self._roll_out(record, wanted, raises):
@@ -164,10 +167,12 @@ class Keeper:
 
     async def _roll_out(self, record: Record, wanted: NodeWorkload, raises: list[Raise]) -> bool:
         """Whether it has come to life. If not, what is wanted now is another thing."""
-        # The proxy learns the hostnames while the instances start.
-        outcomes, _ = await asyncio.gather(
-            _all(self._launch(step, wanted) for step in raises), self._prepare(record)
-        )
+        launches = _all(self._launch(step, wanted) for step in raises)
+        if record.live is None:
+            # The proxy learns the hostnames while the instances start.
+            outcomes, _ = await asyncio.gather(launches, self._prepare(record))
+        else:
+            outcomes = await launches
         if self._superseded(wanted):
             return False
         setbacks = [outcome for outcome in outcomes if isinstance(outcome, Setback)]
