@@ -13,6 +13,14 @@ CASES = {
     "hash": ("exit code 1", ["ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM"], "Lock"),
     "certificate": ("exit code 1", ["ssl.SSLError: CERTIFICATE_VERIFY_FAILED"], "CA"),
     "network": ("exit code 6", ["curl: (6) Could not resolve host: db.internal"], "private network"),
+    "an index out of reach": (
+        "exit code 1",
+        [
+            "WARNING: Retrying after connection broken by 'ConnectTimeoutError'",
+            "ERROR: No matching distribution found for x",
+        ],
+        "could not be reached",
+    ),
     "compiler": ("exit code 1", ["error: command 'gcc' failed: No such file"], "compiled"),
     "BuildKit": ("the --mount option requires BuildKit. Refer to", [], "BuildKit"),
     "syntax": ("dockerfile parse error line 3: unknown instruction: RNU", [], "mistake"),

@@ -186,6 +186,39 @@ async def test_steps_are_confined(docker: DockerHands) -> None:
         await asyncio.gather(building, return_exceptions=True)
 
 
+async def test_builds_do_not_see_each_other(docker: DockerHands) -> None:
+    listen = "use IO::Socket::INET; IO::Socket::INET->new(LocalPort => 8000, Listen => 5)->accept while 1"
+    made = await docker.api.call(
+        "POST",
+        "/containers/create",
+        body={
+            "Image": BASE,
+            "Cmd": ["perl", "-e", listen],
+            "HostConfig": {"NetworkMode": docker.builder.network},
+        },
+    )
+    try:
+        await docker.api.call("POST", f"/containers/{made['Id']}/start")
+        found = await docker.api.call("GET", f"/containers/{made['Id']}/json")
+        address = found["NetworkSettings"]["Networks"][docker.builder.network]["IPAddress"]
+
+        async def listening() -> bool:
+            try:
+                _, writer = await asyncio.open_connection(address, 8000)
+            except OSError:
+                return False
+            writer.close()
+            return True
+
+        await eventually(listening, what="the neighbour")
+        connect = f"IO::Socket::INET->new(PeerAddr => q({address}:8000), Timeout => 1) and die qq(seen\\n)"
+        said = Said()
+        await build(docker, f"RUN perl -MIO::Socket::INET -e '{connect}' # {made['Id']}", said=said)
+        assert not said.of("stderr")
+    finally:
+        await docker.api.call("DELETE", f"/containers/{made['Id']}", {"force": True})
+
+
 async def test_too_much_memory_and_too_many_processes_end_a_step(docker: DockerHands) -> None:
     with pytest.raises(StepFailed) as failed:
         await build(docker, "RUN perl -e '$x = \"a\" x (900 * 1024 * 1024); print length $x'")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-# (sign in the message or in the last lines, hint). The first that fits is given.
+# (sign in the message or in the last lines, hint). The first that fits is given: causes before consequences.
 _HINTS: tuple[tuple[str, str], ...] = (
     (
         r"returned a non-zero code: 137|exit code 137|out of memory|Cannot allocate memory|MemoryError",
@@ -12,6 +12,15 @@ _HINTS: tuple[tuple[str, str], ...] = (
     (
         r"No space left on device",
         "The disk was full. Leave large files out of the source, and remove caches in the same RUN step.",
+    ),
+    (
+        r"certificate verify failed|CERTIFICATE_VERIFY_FAILED|server certificate verification failed",
+        "A server's certificate is not trusted. Where TLS is inspected, builds must be told the CA.",
+    ),
+    (
+        r"Temporary failure in name resolution|Could not resolve|Network is unreachable|Connection timed out"
+        r"|Max retries exceeded|ConnectTimeoutError|Failed to establish a new connection",
+        "A server could not be reached during the build. Builds reach the internet, but no private network.",
     ),
     (
         r"No matching distribution found for |Could not find a version that satisfies the requirement",
@@ -25,15 +34,6 @@ _HINTS: tuple[tuple[str, str], ...] = (
     (
         r"THESE PACKAGES DO NOT MATCH THE HASHES",
         "A downloaded package is not the one requirements.txt has the hash of. Lock the requirements anew.",
-    ),
-    (
-        r"certificate verify failed|CERTIFICATE_VERIFY_FAILED|server certificate verification failed",
-        "A server's certificate is not trusted. Where TLS is inspected, builds must be told the CA.",
-    ),
-    (
-        r"Temporary failure in name resolution|Could not resolve|Network is unreachable|Connection timed out"
-        r"|Max retries exceeded",
-        "A server could not be reached during the build. Builds reach the internet, but no private network.",
     ),
     (
         r"error: command '\S*(gcc|cc|g\+\+|clang)\S*' failed|gcc: not found|Unable to find .*(gcc|compiler)"
@@ -95,10 +95,10 @@ _OURS = re.compile(
 
 
 def hint_for(message: str, last_lines: Iterable[str]) -> str | None:
-    """From the message itself where it says enough, else from the end of the log, its last lines first."""
-    for text in (message, *reversed(list(last_lines))):
+    """From the message itself where it says enough, else from the end of the log."""
+    for texts in ([message], list(last_lines)):
         for pattern, hint in _COMPILED:
-            if pattern.search(text[:_LONGEST]):
+            if any(pattern.search(text[:_LONGEST]) for text in texts):
                 return hint
     return None
 
