@@ -91,12 +91,15 @@ class World:
     other_engine: ContainerEngine | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
-    async def start(self) -> Host:
-        settings = NodeAgentSettings(
+    def agent_settings(self) -> NodeAgentSettings:
+        return NodeAgentSettings(
             routes=self.traefik.routes,
             ingress_url=f"http://127.0.0.1:{self.traefik.port}",
             **{"drain_seconds": 2.0, "reconcile_seconds": 60.0, **self.settings},
         )
+
+    async def start(self) -> Host:
+        settings = self.agent_settings()
         return await self.harness.start(
             "node-agent", lambda runtime: create(runtime, self.other_engine or self.engine, None, settings)
         )

@@ -14,6 +14,7 @@ from node_agent.desired import Desired
 from node_agent.ingress import TraefikProxy
 from node_agent.tenure import Tenures
 from runtime.bus import Bus
+from runtime.host import Host
 
 from tests.harness import eventually
 from tests.node_agent.conftest import World, next_release, spec, wanted
@@ -269,3 +270,30 @@ async def test_two_agents_fit_one_process(world: World) -> None:
     there = NodeWorkload(node="n1", revision=1, spec=spec(), slots=())
     await world.want(there)
     assert (await world.finished(app)).ok
+
+
+async def test_an_agent_that_never_reached_nats_keeps_the_node_alive(world: World) -> None:
+    app, (name,) = await world.live()
+    await world.stop()
+    await world.engine.vanish(name)
+    for path in world.traefik.routes.iterdir():
+        path.unlink()
+
+    runtime = world.harness.runtime("node-agent")
+    service = node_agent_app.create(runtime, world.engine, None, world.agent_settings())
+    host = Host(runtime, service)
+    assert service.on_start is not None
+    await service.on_start()
+    for loop in service.loops:
+        host._supervise(loop)
+    world.harness.hosts["node-agent"] = host
+    (other,) = await world.running(app)
+    await world.answers("hello.localhost", other)
+
+    await runtime.bus.connect(with_broker=False)
+    assert (await world.stopped(name)).reason == "lost"
+
+    async def told() -> bool:
+        return [e.instance for e in await world.started()] == [name, other]
+
+    await eventually(told, what="both starts")
