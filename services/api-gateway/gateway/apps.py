@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gateway import accounts, git, pages, plans, wallets, workloads
 from gateway.desk import Desk
-from gateway.permissions import Administrator, Member, Speaker
+from gateway.permissions import Administrator, Member, Speaker, for_member
 from gateway.tables import OrganizationRow, PlanRow, ProjectRow, WorkloadRow, violated
 
 router = APIRouter(prefix="/api", tags=["apps"])
@@ -47,8 +47,8 @@ _ONE = pages.single(
 
 
 @router.get("/paas/apps", response_model=AppList, openapi_extra={"parameters": [pages.AFTER]})
-async def list_apps(request: Request, caller: Member) -> Response:
-    # The hottest read there is: one parameter that need not be checked is not worth a validation.
+@for_member
+async def list_apps(request: Request, caller: Speaker) -> Response:
     after = request.query_params.get("after")
     return await pages.listed(caller.desk.store, _LIST, caller.organization, after=after)
 

@@ -4,12 +4,12 @@ A member's route speaks for one organization: the one in the header `X-Organizat
 one. It is one of the token's user, and nothing else in the request can name another (I5).
 """
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
 from contracts.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
-from fastapi import APIRouter, Depends, Request, Security
+from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.openapi.models import HTTPBearer
 from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
@@ -111,13 +111,33 @@ def _organization(principal: Principal, wanted: str | None) -> str:
     )
 
 
+_MEMBER = OfOrganization()
 Visitor = Annotated[Desk, Depends(Anyone())]
 User = Annotated[Caller, Security(LoggedIn())]
-Member = Annotated[Speaker, Security(OfOrganization())]
+Member = Annotated[Speaker, Security(_MEMBER)]
 Administrator = Annotated[Caller, Security(OfPlatform())]
+
+_PERMISSION = "__permission__"
+
+
+def for_member(
+    endpoint: Callable[[Request, Speaker], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """What `caller: Member` does, for a hot read: there the framework's resolving of a dependency would cost
+    half as much as all the rest of it."""
+
+    async def guarded(request: Request) -> Response:
+        return await endpoint(request, await _MEMBER(request))
+
+    guarded.__name__, guarded.__doc__ = endpoint.__name__, endpoint.__doc__
+    setattr(guarded, _PERMISSION, _MEMBER)
+    return guarded
 
 
 def permission_of(route: APIRoute) -> Permission:
+    inline = getattr(route.endpoint, _PERMISSION, None)
+    if isinstance(inline, Permission):
+        return inline
     calls = [dependency.call for dependency in route.dependant.dependencies]
     named: list[Permission] = [call for call in calls if isinstance(call, Permission)]  # type: ignore[misc]
     if len(named) != 1:
@@ -140,5 +160,9 @@ def require_permissions(routers: Iterable[APIRouter]) -> None:
 def _document_organization(route: APIRoute) -> None:
     extra = route.openapi_extra or {}
     parameters = extra.get("parameters", [])
-    if ORGANIZATION_HEADER not in parameters:
-        route.openapi_extra = {**extra, "parameters": [*parameters, ORGANIZATION_HEADER]}
+    if ORGANIZATION_HEADER in parameters:
+        return
+    route.openapi_extra = {**extra, "parameters": [*parameters, ORGANIZATION_HEADER]}
+    if hasattr(route.endpoint, _PERMISSION):
+        # The framework documents what is a dependency, and this one is not.
+        route.openapi_extra["security"] = [{_MEMBER.scheme_name: []}]
