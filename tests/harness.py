@@ -42,7 +42,7 @@ E = TypeVar("E", bound=Event)
 
 SECRET = "tests-only-9f2b7c1e4d8a6053-tests-only"
 TEMPLATE = "template_berth"
-NODES = ("local", "n1", "n2", "n3", "journey", "crash", "outlive")
+NODES = ("local", "n1", "n2", "n3", "journey", "crash", "outlive", "bench")
 EVERYTHING = "tests"
 
 
@@ -86,8 +86,8 @@ class Servers:
 
 
 @contextmanager
-def servers(folder: Path) -> Iterator[Servers]:
-    """Started for one run of the tests, with one migrated database that every test's is copied from."""
+def servers(folder: Path, database: str = TEMPLATE) -> Iterator[Servers]:
+    """Started for one run of the tests, with one migrated database: the one that every test's is copied from."""
     postgres = Postgres(folder / "postgres", free_port(), SECRET)
     bus = Nats(folder / "nats", free_port(), bus_config())
     try:
@@ -95,9 +95,9 @@ def servers(folder: Path) -> Iterator[Servers]:
         bus.start()
         postgres.wait_ready()
         bus.wait_ready()
-        postgres.create_database(TEMPLATE)
+        postgres.create_database(database)
         migrate(
-            postgres.url(database=TEMPLATE),
+            postgres.url(database=database),
             [
                 (name, entry_points()[name].value.partition(".")[0], derive(SECRET, f"database/{name}"))
                 for name in SERVICES
