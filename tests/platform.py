@@ -171,8 +171,7 @@ async def platform(
     folder: Path, node: str, *groups: Sequence[str], **settings: str
 ) -> AsyncIterator[Platform]:
     """`groups`: which services share a process; none: all in one."""
-    with servers(folder / "servers") as running:
-        running.create_database("berth")
+    with servers(folder / "servers", "berth") as running:
         api_port, http_port = free_port(), free_port()
         traefik = Traefik(folder / "traefik", http_port, free_port())
         traefik.start()
