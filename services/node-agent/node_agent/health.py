@@ -12,7 +12,7 @@ from contracts.workload import HealthCheck
 from runtime.clock import Clock
 
 _SUCCESSES = 2
-_BETWEEN_SUCCESSES = 0.1
+_BETWEEN_SUCCESSES = 0.05
 _FIRST_PAUSE = 0.025
 _LONGEST_PAUSE = 0.5
 _LONGEST_LINE = 4096
@@ -74,7 +74,8 @@ async def until_ready(
         if clock.monotonic() + pause > deadline:
             return f"not ready after {check.start_seconds:g} s: {reason}"
         await clock.sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+        # About a tenth of the time that has passed: what is ready is found when it is hardly later.
+        pause = min(pause * 1.1, _LONGEST_PAUSE)
 
 
 def _reason(error: Exception) -> str:
