@@ -285,6 +285,7 @@ async def test_a_base_image_that_copies_from_others_is_refused(docker: DockerHan
         ("127.0.0.1:5000/x:1", "private address"),
         ("localhost/x:1", "private address"),
         ("169.254.169.254/x", "private address"),
+        ("nowhere.invalid/x", "does not exist"),
     ],
 )
 async def test_base_images_that_are_never_pulled(docker: DockerHands, base: str, words: str) -> None:

@@ -17,7 +17,6 @@ from runtime.runtime import Runtime
 
 from builder import context, recipe, repository
 from builder.build_log import LeaseLost, LogWriter
-from builder.engine_api import Refused
 from builder.hints import hint_for
 from builder.image_builder import ImageBuilder, Order, StepFailed
 from builder.queue import ATTEMPTS, Claimed, Queue
@@ -58,7 +57,7 @@ class Builds:
         try:
             await asyncio.wait({making, *helping}, return_when=asyncio.FIRST_COMPLETED)
             if not making.done():
-                await self._ended_badly(helping)
+                _say_why(helping)
         except asyncio.CancelledError:
             await _stopped([making, *helping])
             await self._give_back(claimed, writer)
@@ -101,8 +100,8 @@ class Builds:
                 "source", "platform", f"Beginning again (attempt {row.attempts} of {ATTEMPTS})."
             )
         try:
-            await self.images.discard(row.id, but=claimed.holder)
             async with asyncio.timeout(self._time_left(claimed)) as limit:
+                await self.images.discard(row.id, but=claimed.holder)
                 return await self._make(claimed, writer)
         except TimeoutError as error:
             if not limit.expired():
@@ -125,7 +124,7 @@ class Builds:
         return max(0.0, self.settings.timeout_seconds - spent)
 
     async def _ours(self, claimed: Claimed, writer: LogWriter, error: Exception) -> BuildResult | None:
-        known = isinstance(error, BerthError | Refused)
+        known = isinstance(error, BerthError)
         words = str(error) if known else "the builder had an internal error"
         log.warning("attempt failed", attempt=claimed.row.attempts, error=str(error), exc_info=not known)
         if claimed.row.attempts >= ATTEMPTS:
@@ -149,16 +148,9 @@ class Builds:
                 await writer.flush()
                 await self.images.discard(claimed.row.id)
                 await self.queue.give_back(claimed)
-        except (LeaseLost, BerthError, Refused, TimeoutError) as error:
+        except (LeaseLost, BerthError, TimeoutError) as error:
             # The lease runs out by itself, and then it is taken over all the same.
             log.info("the build could not be given back", error=str(error))
-
-    async def _ended_badly(self, helping: list[asyncio.Task[None]]) -> None:
-        for task in helping:
-            if task.done() and task.exception() is not None and not isinstance(task.exception(), LeaseLost):
-                log.error("a build was stopped", task=task.get_name(), error=str(task.exception()))
-            elif task.done():
-                log.info("the lease of a build was lost", task=task.get_name())
 
     # --- the four steps ------------------------------------------------------------------------------
 
@@ -231,6 +223,15 @@ class Builds:
         await writer.write("source", "platform", f"Taking the upload {source.source}.")
         await download(self.runtime.bus, source, archive)
         return None
+
+
+def _say_why(helping: list[asyncio.Task[None]]) -> None:
+    for task in helping:
+        error = task.exception() if task.done() else None
+        if error is not None and not isinstance(error, LeaseLost):
+            log.error("a build was stopped", task=task.get_name(), error=str(error))
+        elif task.done():
+            log.info("the lease of a build was lost", task=task.get_name())
 
 
 async def _stopped(tasks: list[asyncio.Task[None]]) -> None:

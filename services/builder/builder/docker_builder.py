@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import structlog
-from contracts.errors import ProviderFailed, Unavailable
+from contracts.errors import NotFound, ProviderFailed, Unavailable
 from runtime.clock import Clock
 
 from builder.build_output import BuildOutput
@@ -37,6 +37,8 @@ PREFIX, BUILD, ATTEMPT = "berth.prefix", "berth.build", "berth.attempt"
 IMAGE = "berth.image"
 # A container of a build that no builder knows any more is not swept before it has had time to end by itself.
 _ABANDONED = timedelta(minutes=10)
+# What the last step of a stopped build is given to leave the network.
+_LEAVING = (0.0, 0.5, 1.0)
 
 
 class DockerBuilder:
@@ -195,7 +197,11 @@ class DockerBuilder:
         first, _, rest = base.partition("/")
         if rest and ("." in first or ":" in first or first == "localhost"):
             host, _, port = first.partition(":")
-            if not is_public(await resolve(host, int(port) if port.isdecimal() else 443)):
+            try:
+                address = await resolve(host, int(port) if port.isdecimal() else 443)
+            except NotFound as error:
+                raise StepFailed("build", f"the base image {base}: {error.message}") from error
+            if not is_public(address):
                 raise StepFailed("build", f"the base image {base} is on a private address")
         await say("platform", f"Pulling {base}")
         name, tag = (base, "") if "@" in base or ":" in base.rpartition("/")[2] else (base, "latest")
@@ -338,10 +344,19 @@ class DockerBuilder:
 
     async def close(self) -> None:
         """An unused network goes; the next build makes it again."""
-        try:
-            await self._api.call("DELETE", f"/networks/{self.network}", timeout=5)
-        except (Refused, Unavailable) as error:
-            log.debug("the builds' network stays", network=self.network, error=str(error))
+        for pause in _LEAVING:
+            await self._clock.sleep(pause)
+            try:
+                await self._api.call("DELETE", f"/networks/{self.network}", timeout=5)
+                return
+            except Unavailable as error:
+                log.info("the builds' network stays", network=self.network, error=error.message)
+                return
+            except Refused as error:
+                if error.status == 404:
+                    return
+                # In use: by a step that is just being ended, or by another builder's.
+                log.debug("the builds' network is in use", network=self.network, error=error.words)
 
 
 def _label(image: dict[str, Any]) -> str | None:

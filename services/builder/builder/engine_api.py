@@ -15,18 +15,18 @@ from typing import Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
 
 import h11
-from contracts.errors import Unavailable
+from contracts.errors import ProviderFailed, Unavailable
 
 _CHUNK = 64 * 1024
 _FILE_CHUNK = 1024 * 1024
 _CONNECT_SECONDS = 5
 
 
-class Refused(Exception):
+class Refused(ProviderFailed):
     """The engine understood, and said no."""
 
     def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
+        super().__init__(f"the container engine refused: {words}")
         self.status = status
         self.words = words
 

@@ -10,7 +10,7 @@ import re
 import socket
 from urllib.parse import urlsplit
 
-from contracts.errors import Unavailable
+from contracts.errors import NotFound, Unavailable
 from contracts.workload import GitSource
 
 from builder.image_builder import Repository, StepFailed
@@ -42,7 +42,10 @@ async def check(source: GitSource, *, allow_private: bool) -> Repository:
         raise _refused("names no valid path")
     if source.ref is not None and not _REF.match(source.ref):
         raise StepFailed("source", "the branch, tag or commit has characters it cannot have")
-    address = await resolve(host, port or (443 if parts.scheme == "https" else 80))
+    try:
+        address = await resolve(host, port or (443 if parts.scheme == "https" else 80))
+    except NotFound as error:
+        raise _refused(f"leads nowhere: {error.message}") from error
     if not is_public(address):
         if not allow_private:
             raise _refused("leads to a private address")
@@ -57,7 +60,7 @@ async def resolve(host: str, port: int) -> Address:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
-            raise _refused(f"names the host {host}, which does not exist") from error
+            raise NotFound(f"the host {host} does not exist") from error
         raise Unavailable(f"the host {host} could not be looked up: {error.strerror}") from error
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     return min(addresses, key=lambda address: (is_public(address), address.version))
