@@ -65,5 +65,5 @@ async def test_a_shutdown_ends_streams_at_once(harness: Harness) -> None:
                     here.host.service.on_closing()
                     server.should_exit = True
                     begin = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - begin < 2
+        assert asyncio.get_running_loop().time() - begin < 4
         assert reader.kinds == ["status", "reconnect"]
