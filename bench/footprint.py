@@ -27,7 +27,7 @@ from bench.scratch import scratch
 from tests.harness import EVERYTHING, SECRET, bus_config, free_port
 from tests.platform import platform
 
-NODE = "local"
+NODE = "bench"
 AGENT = "node-agent"
 SETTLE = 10.0
 IDLE = 15.0
