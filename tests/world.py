@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 from builder.app import create as create_builder
 from builder.settings import BuilderSettings
+from contracts.queries import AllNodes
 from embedded.traefik import Traefik
 from gateway.app import create as create_gateway
 from gateway.settings import GatewaySettings
@@ -51,6 +52,10 @@ class World:
         return Customer(
             "http://berth", f"http://127.0.0.1:{self.traefik.port}", transport=_Door(httpx.ASGITransport(app))
         )
+
+    async def has_node(self) -> bool:
+        nodes = await self.harness.hosts["gateway"].runtime.bus.ask(AllNodes())
+        return bool(nodes.nodes)
 
     async def paying(self, customer: Customer, amount: str = "25") -> None:
         """The administrator gives the customer's organization money."""
@@ -102,7 +107,9 @@ async def world(harness: Harness, folder: Path) -> AsyncIterator[World]:
         for name in ("scheduler", "domains", "billing"):
             await harness.start(name)
         await harness.start("node-agent", lambda runtime: create_agent(runtime, engine, settings=agent))
-        yield World(harness, engine, images, traefik)
+        opened = World(harness, engine, images, traefik)
+        await eventually(opened.has_node, what="the node")
+        yield opened
     finally:
         traefik.stop()
-        await engine.close()
+        await engine.end()

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -77,19 +79,27 @@ async def test_health_readiness_and_metrics_answer() -> None:
         telemetry.close()
 
 
-def test_a_log_line_is_json_and_names_its_trace(capfd: pytest.CaptureFixture[str]) -> None:
-    import structlog
-    from runtime.telemetry import configure_logging
+_LOGGING = """
+import structlog
+from opentelemetry import trace
+from runtime.telemetry import Telemetry, configure_logging
 
-    configure_logging("info")
-    telemetry = Telemetry()
-    with telemetry.span("work") as span:
-        structlog.get_logger("test").info("hello", app="shop")
-    telemetry.close()
-    configure_logging("warning")
-    line = json.loads(capfd.readouterr().err.strip().splitlines()[-1])
+configure_logging("info")
+telemetry = Telemetry()
+with telemetry.span("work") as span:
+    structlog.get_logger("test").info("hello", app="shop")
+    structlog.get_logger("test").debug("not said")
+print(trace.format_trace_id(span.get_span_context().trace_id))
+"""
+
+
+def test_a_log_line_is_json_and_names_its_trace() -> None:
+    """In a process of its own: logging is configured once for a whole process."""
+    done = subprocess.run([sys.executable, "-c", _LOGGING], capture_output=True, text=True, check=True)
+    [written] = done.stderr.splitlines()
+    line = json.loads(written)
     assert (line["event"], line["app"], line["level"]) == ("hello", "shop", "info")
-    assert line["trace"] == trace.format_trace_id(span.get_span_context().trace_id)
+    assert line["trace"] == done.stdout.strip()
 
 
 async def test_nothing_is_waited_for_that_never_comes() -> None:

@@ -32,7 +32,11 @@ class Host:
     async def start(self) -> None:
         """Returns when the service is connected and at work; waits for servers that are not there yet."""
         service, runtime = self.service, self.runtime
-        await runtime.bus.connect(with_broker=bool(service.answers or service.listens))
+        if service.without_bus:
+            connect = asyncio.create_task(runtime.bus.connect(with_broker=False), name=f"{service.name}.bus")
+            self._tasks.append(connect)
+        else:
+            await runtime.bus.connect(with_broker=bool(service.answers or service.listens))
         if runtime.has_store:
             await self._start_store()
         for query, answer in service.answers.items():

@@ -70,6 +70,8 @@ class Service:
     reports: tuple[type[Report], ...] = ()
     loops: Sequence[Loop] = ()
     http: AsgiApp | None = None
+    # Works without the bus, too, and is told of it when it comes (I6).
+    without_bus: bool = False
     # Run once connected, before anything is handled; and last, after everything has stopped.
     on_start: Callable[[], Awaitable[None]] | None = None
     on_stop: Callable[[], Awaitable[None]] | None = None

@@ -218,11 +218,12 @@ def scoped(select: str) -> str:
     """`select` as one round trip inside an organization's scope; its first parameter is the organization.
 
     `select` reads the organization from `scope.organization`. That reference is what makes Postgres
-    set the scope before it touches a table under row-level security.
+    set the scope before it touches a table under row-level security; `offset 0` keeps it from pulling the
+    two apart again.
     """
     return (  # `select` is written in this repository, never by a user
         "select found.* from (select set_config('berth.organization', %s, true) as organization) scope "
-        f"cross join lateral ({select}) found"
+        f"cross join lateral ({select} offset 0) found"
     )
 
 

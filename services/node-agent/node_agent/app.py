@@ -24,6 +24,7 @@ from node_agent.settings import NodeAgentSettings
 from node_agent.site import Site
 from node_agent.tenure import Tenures
 
+_INTRODUCTION = (0.5, 1.0, 2.0, 4.0, 8.0)
 _DISK_SECONDS = 60.0
 
 
@@ -59,10 +60,18 @@ def create(
     heart = Heart(site, settings.region, Machine(share, runtime.settings.state), node.healthy, bus.report)
     heartbeat = Loop("heartbeat", heart.beat, every=settings.heartbeat_seconds)
     tenures.on_change(heartbeat.nudge)
+
+    async def introduce() -> None:
+        # Whoever listens may begin a little later than this node to speak.
+        for seconds in _INTRODUCTION:
+            await clock.sleep(seconds)
+            heartbeat.nudge()
+
     return Service(
         name="node-agent",
         publishes=(InstanceStarted, InstanceStopped, RolloutFinished),
         reports=(NodeHeartbeat,),
+        without_bus=True,
         loops=[
             Loop("desired", lambda: node.follow_desired(bus.bucket("desired")), every=None),
             Loop("routes", lambda: node.follow_routes(bus.bucket("routes")), every=None),
@@ -72,6 +81,7 @@ def create(
             Loop("journal", lambda: journal.relay(bus.publish), every=None),
             Loop("endpoints", lambda: site.endpoints.publish(bus.bucket("endpoints")), every=None),
             heartbeat,
+            Loop("introduce", introduce, every=3600.0),
         ],
         on_start=node.open,
         on_stop=node.close,
