@@ -22,7 +22,7 @@ from embedded.nats import Nats
 from embedded.postgres import Postgres
 from nats.aio.client import Client
 from nats.js.api import DeliverPolicy
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 from psycopg import sql
 from pydantic import SecretStr
 from runtime.bus import Bus
@@ -300,7 +300,16 @@ async def empty_bus(client: Client) -> None:
             await js.delete_stream(stream)
         except NotFoundError:
             continue
-    await declare(js)
+
+    async def declared() -> bool:
+        try:
+            await declare(js)
+        except APIError:
+            # The server is still taking the old stream's files away.
+            return False
+        return True
+
+    await eventually(declared, what="empty streams")
 
 
 async def open_harness(running: Servers, database: str, folder: Path, exporter: Any = None) -> Harness:
