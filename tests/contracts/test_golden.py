@@ -5,6 +5,7 @@ A new field gets a default, and its golden file stays as it is. `make gen` write
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contracts.events import EVENTS, BillingTick, Event, event_for
@@ -22,13 +23,21 @@ def name(sample: Model) -> str:
     return type(sample).name
 
 
+def kept(written: Any, golden: Any) -> Any:
+    """What is written today, without the fields that have come since."""
+    if isinstance(golden, dict):
+        return {key: kept(written[key], golden[key]) for key in golden}
+    if isinstance(golden, list):
+        return [kept(*pair) for pair in zip(written, golden, strict=True)]
+    return written
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=name)
 def test_what_was_written_is_still_read(sample: Model) -> None:
     text = (GOLDEN / f"{name(sample)}.json").read_text()
     assert type(sample).model_validate_json(text) == sample
     # Nothing that was once sent may vanish or change its meaning.
-    written, golden = json.loads(sample.model_dump_json()), json.loads(text)
-    assert {key: written[key] for key in golden} == golden
+    assert kept(json.loads(sample.model_dump_json()), json.loads(text)) == json.loads(text)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=name)

@@ -78,6 +78,8 @@ class DeploymentRequested(Event):
     # The presets the administrator offers to this app; the recipe picks one of them.
     runtimes: tuple[RuntimePreset, ...]
     limits: Limits
+    # The trace of the request, for the build that goes on after this message.
+    trace: str | None = None
 
 
 # --- source to image -----------------------------------------------------------------------------------

@@ -76,6 +76,8 @@ class WorkloadSpec(Model):
     image: str | None = None
     release: ReleaseId | None = None
     deployment: DeploymentId | None = None
+    # The trace of the request that led to this generation, for work that goes on after its message.
+    trace: str | None = None
     # Raised to replace every instance without another change.
     restarts: Annotated[int, Field(ge=0)] = 0
 

@@ -73,6 +73,8 @@ class Delivery:
         self._telemetry = telemetry
         self._max_tries = max_tries
         self._batch = batch
+        # As last counted; while there are none, nobody has to look for what is to be replayed.
+        self._parked = 0
 
     # --- pulling -------------------------------------------------------------------------------------
 
@@ -263,6 +265,8 @@ class Delivery:
 
     async def replay(self) -> bool:
         """One parked message an operator asked to see handled again; what fails stays parked."""
+        if not self._parked:
+            return False
         async with self._store.transaction(PLATFORM) as tx:
             row = await tx.one(
                 select(ParkedRow).where(ParkedRow.replay).order_by(ParkedRow.parked_at).limit(1)
@@ -295,6 +299,7 @@ class Delivery:
         async with self._store.transaction(PLATFORM) as tx:
             parked = (await tx.execute(select(func.count()).select_from(ParkedRow))).scalar_one()
             waiting = (await tx.execute(text("select count(*) from outbox"))).scalar_one()
+        self._parked = parked
         self._telemetry.parked.labels(self._service.name).set(parked)
         self._telemetry.waiting.labels(self._service.name).set(waiting)
 

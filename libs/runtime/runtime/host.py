@@ -1,6 +1,7 @@
 """Runs one service: connects it, keeps its deliveries and loops alive, stops it gracefully."""
 
 import asyncio
+import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,8 @@ class Host:
                 await loop.pause(pause)
                 continue
             if loop.every is not None and not more:
-                await loop.pause(loop.every)
+                # Not all at the same moment: each would want a connection of its own.
+                await loop.pause(loop.every * random.uniform(0.9, 1.1))
 
     async def stop(self) -> None:
         self.ready = False

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from runtime.telemetry import Telemetry
+from runtime.telemetry import NO_TRACE, Telemetry
 
 log = structlog.get_logger("runtime.store")
 
@@ -76,6 +76,12 @@ class Tx:
         driver: AsyncConnection[Any] = raw.driver_connection  # type: ignore[assignment]
         self.driver = driver
         return driver
+
+    @property
+    def trace(self) -> str | None:
+        """The trace this transaction belongs to, for work that goes on after it."""
+        carrier = self._telemetry.carrier()
+        return None if carrier == NO_TRACE else carrier
 
     def publish(self, event: Event) -> None:
         self.events.append(event)

@@ -68,8 +68,11 @@ class Telemetry:
 
     @contextmanager
     def span(
-        self, name: str, *, carrier: Mapping[str, str] | None = None, **attributes: str | int | float
+        self, name: str, *, carrier: Mapping[str, str] | str | None = None, **attributes: str | int | float
     ) -> Iterator[trace.Span]:
+        """`carrier`: the trace this goes on with, as headers or as `carrier()` wrote it."""
+        if isinstance(carrier, str):
+            carrier = orjson.loads(carrier)
         context = self._propagator.extract(carrier) if carrier else None
         with self._tracer.start_as_current_span(name, context=context, attributes=attributes) as span:
             yield span

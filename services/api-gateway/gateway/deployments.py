@@ -66,7 +66,8 @@ async def deploy(app: str, caller: Member, chosen: Deploy | None = None) -> Resp
             among=("queued",),
             before=deployment.number,
         )
-        tx.publish(await requested(tx, row, deployment))
+        request = await requested(tx, row, deployment)
+        tx.publish(request.model_copy(update={"trace": tx.trace}))
         await workloads.settle(tx, row)
     found = await pages.rendered(caller.desk.store, _ONE, caller.organization, deployment.id, status=202)
     assert found is not None

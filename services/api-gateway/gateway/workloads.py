@@ -67,7 +67,7 @@ def no_such_app(workload: str) -> NotFound:
 
 def change(tx: Tx, row: WorkloadRow) -> None:
     _raise_generation(row)
-    tx.publish(AppChanged(spec=spec_of(row)))
+    tx.publish(AppChanged(spec=spec_of(row).model_copy(update={"trace": tx.trace})))
 
 
 def _raise_generation(row: WorkloadRow) -> None:

@@ -43,7 +43,7 @@ def create(
     queue = Queue(runtime, settings.lease_seconds, nudge)
     builds = Builds(runtime, settings, images, queue, ca_bundle)
     janitor = Janitor(runtime, settings, images)
-    loops += [Loop(f"build-{n}", builds.work, every=2.0) for n in range(1, settings.concurrency + 1)]
+    loops += [Loop(f"build-{n}", builds.work, every=5.0) for n in range(1, settings.concurrency + 1)]
     return Service(
         name="builder",
         handles={events.DeploymentRequested: queue.requested, events.AppDeleted: queue.deleted},

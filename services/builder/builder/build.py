@@ -42,7 +42,12 @@ class Builds:
         claimed = await self.queue.claim()
         if claimed is None:
             return False
-        with structlog.contextvars.bound_contextvars(build=claimed.row.id, deployment=claimed.row.deployment):
+        with (
+            structlog.contextvars.bound_contextvars(build=claimed.row.id, deployment=claimed.row.deployment),
+            self.runtime.telemetry.span(
+                "build", carrier=claimed.request.trace, deployment=claimed.row.deployment
+            ),
+        ):
             log.info("build begun", attempt=claimed.row.attempts)
             await self._carry_out(claimed)
         return True

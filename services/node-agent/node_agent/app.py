@@ -43,6 +43,7 @@ def create(
     tenures = Tenures(folder, name, journal, clock)
     site = Site(
         node=name,
+        telemetry=runtime.telemetry,
         clock=clock,
         engine=engine,
         proxy=proxy,

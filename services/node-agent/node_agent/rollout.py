@@ -167,6 +167,10 @@ class Keeper:
 
     async def _roll_out(self, record: Record, wanted: NodeWorkload, raises: list[Raise]) -> bool:
         """Whether it has come to life. If not, what is wanted now is another thing."""
+        with self._site.telemetry.span("rollout", carrier=wanted.spec.trace, workload=self.workload):
+            return await self._bring_to_life(record, wanted, raises)
+
+    async def _bring_to_life(self, record: Record, wanted: NodeWorkload, raises: list[Raise]) -> bool:
         launches = _all(self._launch(step, wanted) for step in raises)
         if record.live is None:
             # The proxy learns the hostnames while the instances start.

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from runtime.clock import Clock
+from runtime.telemetry import Telemetry
 
 from node_agent.departures import Departures
 from node_agent.desired import Desired
@@ -20,6 +21,7 @@ from node_agent.tenure import Tenures
 class Site:
     node: str
     clock: Clock
+    telemetry: Telemetry
     engine: ContainerEngine
     proxy: Proxy
     images: Images
