@@ -258,6 +258,7 @@ class Delivery:
             log.exception("could not park", service=self._service.name, event_id=event_id)
             await message.nak(delay=backoff(int(message.metadata.num_delivered or 1)))
             return
+        self._parked += 1
         log.error(
             "parked", service=self._service.name, subject=message.subject, event_id=event_id, error=str(error)
         )
