@@ -1,6 +1,7 @@
 """What the platform is made of, bare: the programs a baseline starts, each in a process of its own.
 
-`python -m bench.bare fastapi DATABASE PORT`, `python -m bench.bare faststream NATS USER PASSWORD`.
+`python -m bench.bare` and one of `fastapi DATABASE PORT`, `api DATABASE PORT ORGANIZATION`,
+`faststream NATS USER PASSWORD`.
 """
 
 import asyncio
@@ -32,6 +33,31 @@ async def fastapi(database: str, port: int) -> None:
     await uvicorn.Server(uvicorn.Config(app, port=port, log_config=None)).serve()
 
 
+async def api(database: str, port: int, organization: str) -> None:
+    """One FastAPI route that answers with what one statement of the API finds, through psycopg's own pool."""
+    import psycopg_pool
+    import uvicorn
+    from fastapi import FastAPI, Response
+    from gateway.apps import LIST
+
+    app = FastAPI()
+    pool = psycopg_pool.AsyncConnectionPool(
+        database, min_size=8, max_size=8, open=False, kwargs={"autocommit": True}
+    )
+
+    @app.get("/api/paas/apps")
+    async def apps() -> Response:
+        async with pool.connection() as connection:
+            cursor = await connection.execute(LIST, (organization, None, None), prepare=True)
+            row = await cursor.fetchone()
+        assert row is not None
+        return Response(row[0], media_type="application/json")
+
+    await pool.open(wait=True)
+    config = uvicorn.Config(app, port=port, log_config=None, access_log=False, lifespan="off")
+    await uvicorn.Server(config).serve()
+
+
 async def faststream(bus: str, user: str, password: str) -> None:
     """One FastStream worker with durable batch subscribers, and SQLAlchemy for what handlers would do."""
     from faststream.nats import JStream, NatsBroker, PullSub
@@ -56,5 +82,9 @@ if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     if what == "fastapi":
         asyncio.run(fastapi(arguments[0], int(arguments[1])))
+    elif what == "api":
+        import uvloop
+
+        uvloop.run(api(arguments[0], int(arguments[1]), arguments[2]))
     else:
         asyncio.run(faststream(*arguments))

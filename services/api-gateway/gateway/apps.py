@@ -25,7 +25,7 @@ _VIEW = """
     'hourly', json_build_object('micros', w.micros_per_hour * w.replicas, 'currency', w.currency),
     'generation', w.generation, 'deployment', w.deployment, 'created_at', w.created_at
 """
-_LIST = pages.page(
+LIST = pages.page(
     "apps",
     f"json_build_object({_VIEW})",
     "from workload w where w.organization = scope.organization and w.state <> 'deleted' and {after}",
@@ -50,7 +50,7 @@ _ONE = pages.single(
 @for_member
 async def list_apps(request: Request, caller: Speaker) -> Response:
     after = request.query_params.get("after")
-    return await pages.listed(caller.desk.store, _LIST, caller.organization, after=after)
+    return await pages.listed(caller.desk.store, LIST, caller.organization, after=after)
 
 
 @router.post("/paas/apps", status_code=201, response_model=AppDetail)
