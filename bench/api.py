@@ -90,7 +90,7 @@ async def bare_route(here: Platform, customer: Customer) -> AsyncIterator[str]:
     database = here.running.postgres.url("berth_gateway", derive(SECRET, "database/gateway"))
     assert customer.organization is not None
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.bare", "apps", database, customer.organization, str(port)
+        sys.executable, "-m", "bench.bare", "api", database, str(port), customer.organization
     )
     url = f"http://127.0.0.1:{port}/api/paas/apps"
 
@@ -104,7 +104,8 @@ async def bare_route(here: Platform, customer: Customer) -> AsyncIterator[str]:
         await eventually(answers, seconds=30, what="the bare route")
         yield url
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
 
 

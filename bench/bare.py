@@ -54,7 +54,10 @@ async def api(database: str, port: int, organization: str) -> None:
         return Response(row[0], media_type="application/json")
 
     await pool.open(wait=True)
-    config = uvicorn.Config(app, port=port, log_config=None, access_log=False, lifespan="off")
+    # As the platform serves its own API.
+    config = uvicorn.Config(
+        app, port=port, log_config=None, access_log=False, lifespan="off", server_header=False
+    )
     await uvicorn.Server(config).serve()
 
 
