@@ -1,6 +1,6 @@
 """What the platform is made of, bare: the programs a baseline starts, each in a process of its own.
 
-`python -m bench.bare` and one of `fastapi DATABASE PORT`, `api DATABASE PORT ORGANIZATION`,
+`python -m bench.bare` and one of `fastapi DATABASE PORT`, `apps DATABASE ORGANIZATION PORT`,
 `faststream NATS USER PASSWORD`.
 """
 
@@ -33,7 +33,7 @@ async def fastapi(database: str, port: int) -> None:
     await uvicorn.Server(uvicorn.Config(app, port=port, log_config=None)).serve()
 
 
-async def api(database: str, port: int, organization: str) -> None:
+async def apps(database: str, organization: str, port: int) -> None:
     """One FastAPI route that answers with what one statement of the API finds, through psycopg's own pool."""
     import psycopg_pool
     import uvicorn
@@ -46,7 +46,7 @@ async def api(database: str, port: int, organization: str) -> None:
     )
 
     @app.get("/api/paas/apps")
-    async def apps() -> Response:
+    async def listed() -> Response:
         async with pool.connection() as connection:
             cursor = await connection.execute(LIST, (organization, None, None), prepare=True)
             row = await cursor.fetchone()
@@ -85,9 +85,9 @@ if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     if what == "fastapi":
         asyncio.run(fastapi(arguments[0], int(arguments[1])))
-    elif what == "api":
+    elif what == "apps":
         import uvloop
 
-        uvloop.run(api(arguments[0], int(arguments[1]), arguments[2]))
+        uvloop.run(apps(arguments[0], arguments[1], int(arguments[2])))
     else:
         asyncio.run(faststream(*arguments))
