@@ -90,7 +90,7 @@ async def bare_route(here: Platform, customer: Customer) -> AsyncIterator[str]:
     database = here.running.postgres.url("berth_gateway", derive(SECRET, "database/gateway"))
     assert customer.organization is not None
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.bare", "api", database, str(port), customer.organization
+        sys.executable, "-m", "bench.bare", "apps", database, customer.organization, str(port)
     )
     url = f"http://127.0.0.1:{port}/api/paas/apps"
 

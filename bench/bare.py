@@ -1,16 +1,19 @@
 """What the platform is made of, bare: the programs a baseline starts, each in a process of its own.
 
-`python -m bench.bare` and one of `fastapi DATABASE PORT`, `apps DATABASE ORGANIZATION PORT`,
-`faststream NATS USER PASSWORD`.
+`python -m bench.bare PROGRAM ARGUMENT …`, where a program is one of the functions below.
 """
 
 import asyncio
 import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
 
 DURABLES = 6
 
 
-async def fastapi(database: str, port: int) -> None:
+async def fastapi(database: str, port: str) -> None:
     """One FastAPI process with SQLAlchemy and its pool of connections, all of them open."""
     import uvicorn
     from fastapi import FastAPI
@@ -30,10 +33,10 @@ async def fastapi(database: str, port: int) -> None:
             await connection.execute(text("select 1, pg_sleep(0.1)"))
 
     await asyncio.gather(*(one_query() for _ in range(8)))
-    await uvicorn.Server(uvicorn.Config(app, port=port, log_config=None)).serve()
+    await uvicorn.Server(uvicorn.Config(app, port=int(port), log_config=None)).serve()
 
 
-async def apps(database: str, organization: str, port: int) -> None:
+async def apps(database: str, organization: str, port: str) -> None:
     """One FastAPI route that answers with what one statement of the API finds, through psycopg's own pool."""
     import psycopg_pool
     import uvicorn
@@ -56,7 +59,7 @@ async def apps(database: str, organization: str, port: int) -> None:
     await pool.open(wait=True)
     # As the platform serves its own API.
     config = uvicorn.Config(
-        app, port=port, log_config=None, access_log=False, lifespan="off", server_header=False
+        app, port=int(port), log_config=None, access_log=False, lifespan="off", server_header=False
     )
     await uvicorn.Server(config).serve()
 
@@ -81,13 +84,8 @@ async def faststream(bus: str, user: str, password: str) -> None:
     await asyncio.Event().wait()
 
 
-if __name__ == "__main__":
-    what, *arguments = sys.argv[1:]
-    if what == "fastapi":
-        asyncio.run(fastapi(arguments[0], int(arguments[1])))
-    elif what == "apps":
-        import uvloop
+PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"fastapi": fastapi, "apps": apps, "faststream": faststream}
 
-        uvloop.run(apps(arguments[0], arguments[1], int(arguments[2])))
-    else:
-        asyncio.run(faststream(*arguments))
+if __name__ == "__main__":
+    program, *arguments = sys.argv[1:]
+    uvloop.run(PROGRAMS[program](*arguments))
