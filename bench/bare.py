@@ -84,7 +84,11 @@ async def faststream(bus: str, user: str, password: str) -> None:
     await asyncio.Event().wait()
 
 
-PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"fastapi": fastapi, "apps": apps, "faststream": faststream}
+PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+    "fastapi": fastapi,
+    "apps": apps,
+    "faststream": faststream,
+}
 
 if __name__ == "__main__":
     program, *arguments = sys.argv[1:]
