@@ -297,3 +297,20 @@ async def test_an_agent_that_never_reached_nats_keeps_the_node_alive(world: Worl
         return [e.instance for e in await world.started()] == [name, other]
 
     await eventually(told, what="both starts")
+
+
+async def test_routes_of_instances_that_have_gone_are_withdrawn(world: World) -> None:
+    """Their addresses are given away again: a route that stays could lead to somebody else's instance."""
+    _, names = await world.live()
+    await world.crash()
+    for name in names:
+        await world.engine.vanish(name)
+    # Nothing takes their place, which would replace the routes anyway.
+    world.engine.images.clear()
+    assert (await world.get("hello.localhost"))[0] == 502
+    await world.start()
+
+    async def leads_nowhere() -> bool:
+        return (await world.get("hello.localhost"))[0] in (404, 503)
+
+    await eventually(leads_nowhere, what="the end of the stale route")

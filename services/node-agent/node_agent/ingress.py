@@ -43,6 +43,10 @@ class Proxy(Protocol):
     async def publish(self, served: Served) -> None:
         """Returns once the proxy serves exactly this; `Unavailable` when it does not come to it."""
 
+    def published(self) -> set[str]:
+        """The workloads it has routes of, also from before this agent."""
+        ...
+
     async def withdraw(self, workload: str) -> None:
         """Returns once the proxy knows nothing of the workload."""
 
@@ -106,6 +110,9 @@ class TraefikProxy:
             self._confirmed[served.workload] = wanted
             self._shards[served.workload] = shards_of(served.hostnames)
             await self._share()
+
+    def published(self) -> set[str]:
+        return set(self._shards)
 
     async def withdraw(self, workload: str) -> None:
         async with self._lock(workload):

@@ -34,12 +34,20 @@ class Node:
         await site.proxy.open()
         try:
             await site.engine.reassert()
+            await self._withdraw_stale()
         except Unavailable as error:
             log.warning("the engine is not ready", error=error.message)
         site.departures.resume()
         for workload in site.desired.workloads():
             if not site.desired[workload].gone:
                 self._keeper(workload)
+
+    async def _withdraw_stale(self) -> None:
+        """Routes of instances that have gone lead to addresses that are given away again, to anybody."""
+        there = {instance.identity.workload for instance in await self._site.engine.instances()}
+        for workload in self._site.proxy.published() - there:
+            log.info("routes of nothing that runs are withdrawn", workload=workload)
+            await self._site.proxy.withdraw(workload)
 
     async def close(self) -> None:
         """The instances are left as they are."""
