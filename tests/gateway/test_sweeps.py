@@ -39,7 +39,7 @@ async def test_a_deployment_that_nobody_takes_up_is_asked_for_again(
     assert len(await times_said(here, deployment)) == 1
     await sweep_after(here, desk, 90)
     first, second = await times_said(here, deployment)
-    assert first.model_copy(update={"id": second.id, "at": second.at}) == second
+    assert first.model_copy(update={"id": second.id, "at": second.at, "trace": None}) == second
     assert first.id != second.id
     view = await customer.call("GET", f"/api/paas/deployments/{deployment}")
     assert (view["status"], view["reason"]) == (
@@ -76,7 +76,10 @@ async def test_a_silent_rollout_is_told_again(here: World, customer: Customer, d
     spec = await here.build(deployment)
     await sweep_after(here, desk, 6 * 60)
     said = [e.spec for e in await here.harness.events(AppChanged) if e.spec.id == app]
-    assert said == [spec, spec]
+    # The second time it belongs to no request.
+    assert [s.model_copy(update={"trace": None}) for s in said] == [
+        spec.model_copy(update={"trace": None})
+    ] * 2
     view = await customer.call("GET", f"/api/paas/deployments/{deployment}")
     assert (view["status"], view["reason"]) == (
         "deploying",
@@ -112,7 +115,7 @@ async def test_the_builder_can_ask_what_waits(here: World) -> None:
     mine = [r for r in answer.requests if r.organization == customer.organization]
     assert [r.deployment for r in mine] == [waiting[0], waiting[2]]
     first = await here.requested(waiting[0])
-    assert mine[0].model_copy(update={"id": first.id, "at": first.at}) == first
+    assert mine[0] == first.model_copy(update={"id": mine[0].id, "at": mine[0].at, "trace": None})
 
 
 async def test_what_is_old_is_tidied_away(here: World, desk: Any) -> None:

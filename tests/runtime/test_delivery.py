@@ -119,7 +119,7 @@ async def test_what_cannot_be_handled_is_parked_with_an_alert_and_can_be_replaye
     async def replayed() -> bool:
         return await hours(effects) == [7] and not await parked_rows(effects.store)
 
-    await eventually(replayed, what="the replay")
+    await eventually(replayed, seconds=20, what="the replay")
 
 
 async def test_what_is_not_an_event_is_parked_at_once(harness: Harness, effects: Runtime) -> None:
