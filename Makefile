@@ -1,6 +1,5 @@
 PYTHON ?= python3
 BERTH = .venv/bin/berth
-FIGURES = deploy footprint events api
 
 .DEFAULT_GOAL := help
 .PHONY: up down status logs test check bench migrate gen help ready
@@ -28,9 +27,7 @@ check: ready ## Style, types and who may import whom
 	@.venv/bin/lint-imports
 
 bench: ready ## Measure every figure against its baseline; NAME=deploy for one
-	@short=0; for figure in $(or $(NAME),$(FIGURES)); do \
-		.venv/bin/python bench/$$figure.py || short=1; \
-	done; exit $$short
+	@.venv/bin/python -m bench$(if $(NAME),.$(NAME))
 
 migrate: ready ## Bring the schemas of the running database up to date
 	@$(BERTH) with-settings migrate
