@@ -166,6 +166,8 @@ class Harness:
         """A connected runtime of a service that does not run: to look into its tables, to play its part."""
         runtime = self.runtime(name)
         await runtime.bus.connect(with_broker=True)
+        if runtime.has_store:
+            await runtime.store.open()
         self._runtimes.append(runtime)
         return runtime
 

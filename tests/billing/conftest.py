@@ -31,6 +31,7 @@ async def books(running: Servers, tmp_path_factory: pytest.TempPathFactory) -> A
     )
     telemetry = Telemetry()
     runtime = make_runtime("billing", settings, SetClock(), telemetry)
+    await runtime.store.open()
     try:
         yield runtime
     finally:

@@ -59,6 +59,7 @@ class Host:
 
         service, runtime = self.service, self.runtime
         store = runtime.store
+        await store.open()
         await _until_available(store.ping, f"{service.name}: the database does not answer")
 
         async def declare_streams() -> None:
@@ -82,7 +83,6 @@ class Host:
             self._supervise(Loop("deliver", delivery.pull, every=None))
             self._supervise(Loop("replay", delivery.replay, every=5.0))
         self._supervise(Loop("count", delivery.count_parked, every=15.0))
-        self._supervise(Loop("let go", store.let_go, every=30.0))
         self._supervise(Loop("forget", delivery.forget_handled, every=3600.0))
 
     def _supervise(self, loop: Loop) -> None:

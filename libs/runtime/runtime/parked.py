@@ -12,6 +12,7 @@ from runtime.telemetry import Telemetry
 
 async def command(settings: RuntimeSettings, service: str, action: str, event: str | None) -> int:
     runtime = make_runtime(service, settings, SystemClock(), Telemetry())
+    await runtime.store.open()
     try:
         if action == "list":
             return await _list(runtime.store)

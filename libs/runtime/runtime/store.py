@@ -13,12 +13,12 @@ from contracts.errors import Unavailable
 from contracts.events import Event
 from psycopg import AsyncConnection, OperationalError
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import URL, Executable, Result, Select, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from runtime.readers import Readers
 from runtime.telemetry import NO_TRACE, Telemetry
 
 log = structlog.get_logger("runtime.store")
@@ -127,19 +127,26 @@ class Store:
             connect_timeout=5,
         )
         # Reads that need no transaction go past SQLAlchemy: it costs more than Postgres does.
-        self._readers = Readers(conninfo, connections)
+        self._reads: AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]] = AsyncConnectionPool(
+            conninfo,
+            min_size=0,
+            max_size=connections,
+            open=False,
+            timeout=10,
+            max_idle=300,
+            kwargs={"autocommit": True},
+        )
         self._on_commit: list[Callable[[], None]] = []
 
     def on_publish(self, call: Callable[[], None]) -> None:
         """Called after every commit that left events in the outbox."""
         self._on_commit.append(call)
 
-    async def let_go(self) -> None:
-        """Of connections that nobody has used for a while."""
-        await self._readers.let_go()
+    async def open(self) -> None:
+        await self._reads.open(wait=False)
 
     async def close(self) -> None:
-        await self._readers.close()
+        await self._reads.close()
         await self._engine.dispose()
 
     async def ping(self) -> None:
@@ -193,9 +200,24 @@ class Store:
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """One statement in its own transaction. It sets the organization's scope itself: see `scoped`."""
         try:
-            return await self._readers.read(sql, parameters)
-        except (OperationalError, TimeoutError) as error:
+            return await self._read(sql, parameters)
+        except OperationalError as error:
+            if isinstance(error, PoolTimeout):
+                raise Unavailable("the database does not answer; try again") from error
+        # A pooled connection died with its server: once more, on a new one.
+        try:
+            return await self._read(sql, parameters)
+        except OperationalError as error:
             raise Unavailable("the database does not answer; try again") from error
+
+    async def _read(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        # The pool's own context would commit as well, which takes a tenth of the whole and does nothing here.
+        connection = await self._reads.getconn()
+        try:
+            cursor = await connection.execute(sql, parameters, prepare=True)
+            return await cursor.fetchall()
+        finally:
+            await self._reads.putconn(connection)
 
 
 def scoped(select: str) -> str:
