@@ -14,7 +14,6 @@ from pathlib import Path
 UV = "0.13.8"
 LEAST = (3, 11)
 OTHERS = ("python3.13", "python3.12", "python3.11", "python3.14")
-PYPI = "https://pypi.org/simple"
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
 TOOLS = ROOT / ".cache" / "uv-bootstrap"
@@ -87,8 +86,8 @@ def uv_environment(pip: "dict[str, str]") -> "dict[str, str]":
         env.setdefault("SSL_CERT_FILE", pip["cert"])
     if pip.get("trusted-host"):
         env.setdefault("UV_INSECURE_HOST", pip["trusted-host"])
-    index = env.get("UV_INDEX_URL") or pip.get("index-url", PYPI)
-    if index.rstrip("/") != PYPI:
+    index = env.get("UV_INDEX_URL") or pip.get("index-url")
+    if index:
         env.setdefault("UV_DEFAULT_INDEX", index)
     return env
 

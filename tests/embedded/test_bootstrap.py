@@ -31,7 +31,6 @@ def test_what_pip_was_told_is_told_to_uv(bootstrap: ModuleType) -> None:
 
 def test_without_a_mirror_the_lock_file_is_followed(bootstrap: ModuleType) -> None:
     assert "UV_DEFAULT_INDEX" not in bootstrap.uv_environment({})
-    assert "UV_DEFAULT_INDEX" not in bootstrap.uv_environment({"index-url": bootstrap.PYPI + "/"})
 
 
 def test_what_uv_was_told_itself_counts_more(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
