@@ -278,7 +278,9 @@ def test_the_file_of_a_workload() -> None:
 
 
 def test_what_they_all_hang_from() -> None:
-    common = json.loads(render_common("secret.invalid", ["sh", "www.sh", "a."]))["http"]
+    whole = json.loads(render_common("secret.invalid", ["sh", "www.sh", "a."], "PEM"))
+    assert whole["tls"]["stores"]["default"]["defaultCertificate"] == {"certFile": "PEM", "keyFile": "PEM"}
+    common = whole["http"]
     rules = {name: router["rule"] for name, router in common["routers"].items() if "nobody" not in name}
     assert rules == {
         "confirm": "Host(`secret.invalid`)",

@@ -15,6 +15,7 @@ import structlog
 from contracts.errors import Unavailable
 from runtime.clock import Clock
 
+from node_agent.certificate import certificate
 from node_agent.routes_file import (
     HEADER,
     Served,
@@ -57,11 +58,13 @@ class TraefikProxy:
         # Beside the watched folder: a draft must not look like a change.
         self._drafts = folder.parent / "drafts"
         self._secret_file = folder.parent / "confirm"
+        self._certificate_file = folder.parent / "certificate.pem"
         self._clock = clock
         self._patience = patience
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._secret = ""
+        self._certificate = ""
         self._shards: dict[str, set[str]] = {}
         self._confirmed: dict[str, str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -75,6 +78,7 @@ class TraefikProxy:
         for folder in (self._folder, self._drafts):
             folder.mkdir(parents=True, exist_ok=True)
         self._secret = self._read_secret()
+        self._certificate = certificate(self._certificate_file, self._drafts)
         for path in self._folder.iterdir():
             if path.name == _COMMON:
                 continue
@@ -175,7 +179,8 @@ class TraefikProxy:
             await asyncio.to_thread(self._write_common, self._common())
 
     def _common(self) -> str:
-        return render_common(self._secret, sorted(set().union(*self._shards.values())))
+        shards = sorted(set().union(*self._shards.values()))
+        return render_common(self._secret, shards, self._certificate)
 
     def _write_common(self, text: str) -> None:
         path = self._folder / _COMMON

@@ -89,8 +89,8 @@ def _content(served: Served) -> dict[str, Any]:
     return {"routers": routers, "services": {name: service}}
 
 
-def render_common(secret: str, shards: Iterable[str]) -> str:
-    """What every workload's file refers to."""
+def render_common(secret: str, shards: Iterable[str], certificate: str) -> str:
+    """What every workload's file refers to; and a certificate, so that Traefik makes none by itself."""
     routers: dict[str, Any] = {
         "confirm": {"rule": f"Host(`{secret}`)", "entryPoints": [ENTRY_POINT], "priority": 10_000}
     }
@@ -128,7 +128,12 @@ def render_common(secret: str, shards: Iterable[str]) -> str:
                         }
                     }
                 },
-            }
+            },
+            "tls": {
+                "stores": {
+                    "default": {"defaultCertificate": {"certFile": certificate, "keyFile": certificate}}
+                }
+            },
         }
     )
 
