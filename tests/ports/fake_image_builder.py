@@ -98,7 +98,7 @@ class FakeImageBuilder:
                     await say("stdout", " ".join(words))
         digest = hashlib.sha256(content + order.deployment.encode()).hexdigest()
         image = f"sha256:{digest}"
-        self._kept[image] = KeptImage(image, (), order.deployment, order.workload, datetime.now(UTC))
+        self._kept[image] = KeptImage(image, (), (), order.deployment, order.workload, datetime.now(UTC))
         self._layers.add(digest[:12])
         return BuiltImage(image, len(content), tuple(sorted(ports)))
 

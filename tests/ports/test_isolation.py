@@ -268,6 +268,8 @@ async def test_the_network_of_an_organization_goes_with_its_last_instance(docker
     made = [await docker.engine.create(blueprint(docker, organization=organization)) for _ in range(2)]
     assert networks() == 1
     await docker.engine.remove(made[0].identity.instance)
+    await docker.engine.reassert()
     assert networks() == 1
     await docker.engine.remove(made[1].identity.instance)
+    await docker.engine.reassert()
     assert networks() == 0

@@ -106,7 +106,8 @@ class Builds:
             )
         try:
             async with asyncio.timeout(self._time_left(claimed)) as limit:
-                await self.images.discard(row.id, but=claimed.holder)
+                if row.attempts > 1:
+                    await self.images.discard(row.id, but=claimed.holder)
                 return await self._make(claimed, writer)
         except TimeoutError as error:
             if not limit.expired():

@@ -9,6 +9,8 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
@@ -33,8 +35,8 @@ _PERIOD = 100_000
 # Images of the platform itself, made on the engine and never pulled.
 OWN = "berth/"
 PREFIX, BUILD, ATTEMPT = "berth.prefix", "berth.build", "berth.attempt"
-# prefix/organization/workload/deployment: the engine makes a step of its own, 70 ms, for every single label.
-IMAGE = "berth.image"
+# An app's image is known by its name alone: for a label the engine makes a step of its own, 70 ms.
+_APPS_IMAGE = re.compile(r"^(?P<place>.+)/(?P<workload>app_[0-9a-z]{26}):(?P<deployment>dep_[0-9a-z]{26})$")
 # A container of a build that no builder knows any more is not swept before it has had time to end by itself.
 _ABANDONED = timedelta(minutes=10)
 # What the last step of a stopped build is given to leave the network.
@@ -85,9 +87,7 @@ class DockerBuilder:
     async def build(
         self, order: Order, context: BinaryIO, dockerfile: str, bases: Collection[str], say: Say
     ) -> BuiltImage:
-        await self.ensure_network()
-        for base in bases:
-            await self._admit(base, say)
+        await asyncio.gather(self.ensure_network(), *(self._admit(base, say) for base in bases))
         memory = order.memory_mb * MIB
         query = {
             "dockerfile": dockerfile,
@@ -98,8 +98,7 @@ class DockerBuilder:
             "cpuperiod": _PERIOD,
             "cpuquota": order.cpu_millis * _PERIOD // 1000,
             "networkmode": self.network,
-            "labels": {IMAGE: f"{self._prefix}/{order.organization}/{order.workload}/{order.deployment}"},
-            # A name, so that pruning what has none does not take a release away.
+            # Pruning what has no name does not take a release away.
             "t": f"{self._prefix}/{order.workload}:{order.deployment}",
         }
         output = BuildOutput()
@@ -178,7 +177,7 @@ class DockerBuilder:
                 found = await self._image(base)
         except Refused as error:
             raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
-        if _label(found or {}) is not None:
+        if _is_an_apps(found or {}):
             raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
         inherited = triggers((found or {}).get("Config", {}).get("OnBuild") or ())
         if inherited:
@@ -297,17 +296,25 @@ class DockerBuilder:
 
     async def images(self) -> tuple[KeptImage, ...]:
         kept = []
-        for found in await self._api.call("GET", "/images/json", {"filters": {"label": [IMAGE]}}):
-            label = found["Labels"][IMAGE].split("/")
-            names = [*(found["RepoTags"] or ()), *(found["RepoDigests"] or ())]
-            known = tuple(name for name in names if not name.startswith("<none>"))
+        for found in await self._api.call("GET", "/images/json"):
             made_at = datetime.fromtimestamp(found["Created"], UTC)
-            if len(label) == 4 and label[0] == self._prefix:
-                kept.append(KeptImage(found["Id"], known, label[3], label[2], made_at))
+            tags: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+            for tag in found["RepoTags"] or ():
+                name = _APPS_IMAGE.match(tag)
+                if name is not None and self._is_ours(name["place"]):
+                    tags[name["workload"], name["deployment"]].append(tag)
+            for (workload, deployment), own in tags.items():
+                digests = tuple(found["RepoDigests"] or ())
+                kept.append(KeptImage(found["Id"], tuple(own), digests, deployment, workload, made_at))
         return tuple(kept)
 
+    def _is_ours(self, place: str) -> bool:
+        return place == self._prefix or (
+            self._registry is not None and place.startswith(f"{self._registry}/")
+        )
+
     async def remove(self, image: KeptImage) -> bool:
-        for name in image.references or (image.id,):
+        for name in image.tags:
             if not await self._remove_image(name):
                 return False
         return True
@@ -333,7 +340,7 @@ class DockerBuilder:
         if found is None:
             return True
         # A step may have printed the name of any image; only a nameless one that is no app's is cache.
-        if found["RepoTags"] or found["RepoDigests"] or _label(found) is not None:
+        if found["RepoTags"] or found["RepoDigests"]:
             return True
         return await self._remove_image(layer)
 
@@ -359,9 +366,8 @@ class DockerBuilder:
                 log.debug("the builds' network is in use", network=self.network, error=error.words)
 
 
-def _label(image: dict[str, Any]) -> str | None:
-    """What says that an image is an app's."""
-    return ((image.get("Config") or {}).get("Labels") or {}).get(IMAGE)
+def _is_an_apps(image: dict[str, Any]) -> bool:
+    return any(_APPS_IMAGE.match(tag) for tag in image.get("RepoTags") or ())
 
 
 def _failed(output: BuildOutput) -> Exception:

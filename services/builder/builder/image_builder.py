@@ -67,10 +67,11 @@ class PublishedImage:
 
 @dataclass(frozen=True, slots=True)
 class KeptImage:
-    """`references`: all its names, with tag and with digest."""
+    """`tags`: its names as this deployment's image; the same image may be another deployment's, too."""
 
     id: str
-    references: tuple[str, ...]
+    tags: tuple[str, ...]
+    digests: tuple[str, ...]
     deployment: str
     workload: str
     made_at: datetime

@@ -25,11 +25,13 @@ log = structlog.get_logger("builder.janitor")
 # A build that has just ended is not yet a release; the gateway may still be making it one.
 _FRESH = timedelta(hours=1)
 _AT_ONCE = 200
+_OPEN = BuildRow.state.in_(("queued", "building"))
 
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """Workloads that are there, the images of their releases, and the deployments built last of each."""
+    """Workloads that are there, the images of their releases, and the deployments that are built or
+    were built last of each."""
 
     workloads: frozenset[str]
     images: frozenset[str]
@@ -80,6 +82,9 @@ class Janitor:
                 select(built.c.deployment).where(built.c.place <= self.settings.keep_images)
             )
             last = set(found.scalars())
+            # Under its deployment's name an image may be old that was built, from the cache, a moment ago.
+            fresh = BuildRow.finished_at > self.runtime.clock.now() - _FRESH
+            last |= set(await tx.scalars(select(BuildRow.deployment).where(_OPEN | fresh)))
         return Needed(frozenset(workloads), frozenset(images), frozenset(last))
 
     async def _remember_layers(self) -> None:
@@ -115,7 +120,7 @@ def superfluous(images: Iterable[KeptImage], needed: Needed) -> list[KeptImage]:
     """PURE. Those of workloads that are gone, and those neither released nor built lately."""
     groups: defaultdict[bool, list[KeptImage]] = defaultdict(list)
     for image in images:
-        released = image.id in needed.images or any(name in needed.images for name in image.references)
+        released = image.id in needed.images or any(name in needed.images for name in image.digests)
         kept = image.workload in needed.workloads and (released or image.deployment in needed.deployments)
         groups[kept].append(image)
     return groups[False]

@@ -215,8 +215,6 @@ class DockerEngine:
     async def remove(self, instance: str) -> None:
         def remove(client: Any) -> None:
             client.remove_container(self._name(instance), v=True, force=True)
-            with self._dealing:
-                self._networks.forget_unused(client)
 
         with contextlib.suppress(NotFound):
             await self._call(remove)
