@@ -131,7 +131,7 @@ async def test_a_token_of_another_key_is_none(here: World, customer: Customer) -
     unsigned = customer.token.split(".")
     for forged in (
         jwt.encode(claims, SECRET, "HS256"),
-        jwt.encode(claims, None, "none"),
+        jwt.encode(claims, "", "none"),
         f"{unsigned[0]}.{unsigned[1]}.",
         "nonsense",
     ):

@@ -6,6 +6,7 @@ import pytest
 from contracts.errors import ProviderFailed, Unavailable
 from contracts.events import InstanceStarted, InstanceStopped, RolloutFinished
 from contracts.workload import Endpoints, NodeWorkload, Process, Slot
+from node_agent.engine import Instance
 
 from tests.harness import eventually
 from tests.node_agent.conftest import World, next_release, replicas, spec, wanted
@@ -68,6 +69,30 @@ async def test_a_release_that_never_answers_leaves_the_old_one(world: World) -> 
     assert (await world.finished(mended)).ok
     assert await world.running(app) != [old]
     assert [e.ok for e in await world.harness.events(RolloutFinished)] == [True, False, True]
+
+
+async def test_what_comes_while_an_older_state_is_settled_is_not_told_as_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, (old,) = await world.live()
+    looking, go_on = asyncio.Event(), asyncio.Event()
+    look = world.engine.instances
+
+    async def look_slowly(workload: str | None = None) -> tuple[Instance, ...]:
+        looking.set()
+        await go_on.wait()
+        return await look(workload)
+
+    monkeypatch.setattr(world.engine, "instances", look_slowly)
+    await world.route(app, "another.localhost")
+    await looking.wait()
+    world.engine.images["app:deaf"] = "sleep 1000"
+    broken = next_release(app, image="app:deaf")
+    await world.want(wanted(broken, 2))
+    await asyncio.sleep(0.3)
+    go_on.set()
+    assert not (await world.finished(broken)).ok
+    assert await world.running(app) == [old]
 
 
 async def test_a_release_that_ends_at_once_says_with_what(world: World) -> None:

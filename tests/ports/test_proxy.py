@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from bench.processes import cpu_seconds
 from contracts.errors import Unavailable
 from contracts.ids import new_id
 from embedded.traefik import Traefik
@@ -13,6 +12,7 @@ from node_agent.ingress import Proxy, TraefikProxy
 from node_agent.routes_file import HEADER, Served
 from runtime.clock import SystemClock
 
+from bench.processes import cpu_seconds
 from tests.harness import free_port
 from tests.ports.engines import FakeHands, blueprint
 from tests.ports.fake_engine import FakeEngine

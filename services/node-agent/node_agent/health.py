@@ -1,7 +1,7 @@
 """Does an instance answer? Asked from this machine, over the network, as its ingress would.
 
-`probe` asks once; `until_ready` asks a new instance quickly at first, then more and more slowly, and believes
-it after two answers in a row. The reason of a failure is in words a customer understands.
+`probe` asks once; `until_ready` asks a new instance quickly at first, then more and more slowly, until it
+answers; from then on `Watch` goes on asking. The reason of a failure is in words a customer understands.
 """
 
 import asyncio
@@ -11,9 +11,7 @@ from collections.abc import Awaitable, Callable
 from contracts.workload import HealthCheck
 from runtime.clock import Clock
 
-_SUCCESSES = 2
-_BETWEEN_SUCCESSES = 0.05
-_FIRST_PAUSE = 0.025
+_FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 _LONGEST_LINE = 4096
 
@@ -59,23 +57,17 @@ async def until_ready(
     """None once it is ready; else why not, at the end of its start period or when `given_up` says so."""
     deadline = clock.monotonic() + check.start_seconds
     pause = _FIRST_PAUSE
-    successes = 0
     while True:
         reason = await probe(check, address, port)
         if reason is None:
-            successes += 1
-            if successes == _SUCCESSES:
-                return None
-            await clock.sleep(_BETWEEN_SUCCESSES)
-            continue
-        successes = 0
+            return None
         if (why := await given_up()) is not None:
             return why
         if clock.monotonic() + pause > deadline:
             return f"not ready after {check.start_seconds:g} s: {reason}"
         await clock.sleep(pause)
-        # About a tenth of the time that has passed: what is ready is found when it is hardly later.
-        pause = min(pause * 1.1, _LONGEST_PAUSE)
+        # A twentieth of the time that has passed: what is ready is found when it is hardly later.
+        pause = min(pause * 1.05, _LONGEST_PAUSE)
 
 
 def _reason(error: Exception) -> str:

@@ -110,6 +110,10 @@ class Keeper:
             unraised: set[Slot] = set()
         else:
             unraised = await self._repair(record, raises)
+        if self._superseded(record.desired):
+            # What has come meanwhile was not what was settled here, and must not be told as if it were.
+            self.wake()
+            return
         record = self._site.desired[self.workload]
         if record.desired.spec.state == "deleted":
             await self._site.proxy.withdraw(self.workload)
