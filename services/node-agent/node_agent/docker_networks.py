@@ -69,8 +69,8 @@ class Networks:
                 client.connect_container_to_network(member["Id"], network.name, ipv4_address=address)
 
     def forget_unused(self, client: Any) -> None:
-        """The network of an organization goes some time after its last instance here: it is made
-        anew, with its rules, in a quarter of a second, which a restart or the next release need not wait for."""
+        """The network of an organization goes some time after its last instance here: it is made anew, with
+        its rules, in a quarter of a second, which a restart or the next release need not wait for."""
         members = client.containers(all=True, filters={"label": self._filters()})
         used = {member["Labels"].get(labels.ORGANIZATION) for member in members}
         for found in self._list(client):
