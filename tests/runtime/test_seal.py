@@ -1,0 +1,26 @@
+"""What is sealed opens with its key and its context, and with nothing else."""
+
+import pytest
+from contracts.errors import InvalidInput
+from runtime.seal import Seal
+
+
+def test_it_opens_as_what_it_is() -> None:
+    seal = Seal("a key of the tests")
+    sealed = seal.close("pässword", "variables of app_1")
+    assert "ssword" not in sealed
+    assert seal.open(sealed, "variables of app_1") == "pässword"
+    assert seal.close("pässword", "variables of app_1") != sealed
+
+
+def test_it_opens_as_nothing_else() -> None:
+    sealed = Seal("a key of the tests").close("password", "variables of app_1")
+    altered = sealed[:-8] + ("A" if sealed[-8] != "A" else "B") + sealed[-7:]
+    for key, text, context in (
+        ("another key", sealed, "variables of app_1"),
+        ("a key of the tests", sealed, "variables of app_2"),
+        ("a key of the tests", altered, "variables of app_1"),
+        ("a key of the tests", "no base64 at all", "variables of app_1"),
+    ):
+        with pytest.raises(InvalidInput):
+            Seal(key).open(text, context)
