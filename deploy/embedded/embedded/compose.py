@@ -63,6 +63,8 @@ def derived(master: str, node: str) -> dict[str, str]:
         "BERTH_POSTGRES_PASSWORD": derive(master, "database/postgres"),
         "BERTH_REGISTRY_SECRET": derive(master, "registry/http"),
         "BERTH_GATEWAY_TOKEN_SECRET": derive(master, "gateway/tokens"),
+        "BERTH_SEAL_KEY": derive(master, "seal"),
+        "BERTH_NODE_SEAL_KEY": derive(derive(master, "seal"), f"node/{node}"),
         variable("BERTH_NATS", "node"): derive(master, f"nats/{node_name(node)}"),
     }
     for service in SERVICES:

@@ -29,6 +29,12 @@ class RuntimeSettings(BaseSettings):
     nats_password: SecretStr | None = Field(
         None, description="Password of the service's user, for a process that is not given the master secret"
     )
+    seal_key: SecretStr | None = Field(
+        None, description="What customers' secrets are sealed with, for a service without the master secret"
+    )
+    node_seal_key: SecretStr | None = Field(
+        None, description="What is sealed for one node, for its agent without the master secret"
+    )
     node: str = Field("local", description="Name of the node the agent in this process speaks for")
     base_domain: str = Field("localhost", description="Domain below which apps get their system hostname")
     base_domains: dict[str, str] = Field(
@@ -70,3 +76,13 @@ class RuntimeSettings(BaseSettings):
         if self.nats_password is not None:
             return self.nats_password.get_secret_value()
         return self.derived(f"nats/{user}")
+
+    def seal_key_of(self, purpose: str) -> str:
+        """The same in every service: what one has sealed, another opens."""
+        base = self.derived("seal") if self.seal_key is None else self.seal_key.get_secret_value()
+        return derive(base, purpose)
+
+    def seal_key_of_node(self, node: str) -> str:
+        if self.node_seal_key is not None:
+            return self.node_seal_key.get_secret_value()
+        return self.seal_key_of(f"node/{node}")
