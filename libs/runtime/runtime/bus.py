@@ -294,8 +294,10 @@ class Bus:
         self._broker.subscriber(subject, queue=queue, decoder=_as_it_came)(handler)
 
     async def start_broker(self) -> None:
+        """When this returns the server knows what is listened to: what is said from now on is heard."""
         if self._broker is not None:
             await self._broker.start()
+            await self.client.flush()
 
     @asynccontextmanager
     async def subscribe(self, report: type[R], token: str) -> AsyncIterator[asyncio.Queue[R]]:
