@@ -24,3 +24,13 @@ def test_it_opens_as_nothing_else() -> None:
     ):
         with pytest.raises(InvalidInput):
             Seal(key).open(text, context)
+
+
+def test_a_digest_is_the_same_for_the_same_and_tells_nothing() -> None:
+    digest = Seal("a key of the tests").digest("password", "variables of app_1")
+    assert Seal("a key of the tests").digest("password", "variables of app_1") == digest
+    assert digest not in (
+        Seal("another key").digest("password", "variables of app_1"),
+        Seal("a key of the tests").digest("password", "variables of app_2"),
+        Seal("a key of the tests").digest("passwords", "variables of app_1"),
+    )

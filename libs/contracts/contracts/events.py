@@ -16,11 +16,13 @@ from contracts.ids import (
     DeploymentId,
     EventId,
     InstanceId,
+    JobId,
     NodeName,
     OrganizationId,
     UserId,
     new_id,
 )
+from contracts.jobs import Job, JobKind, JobLine, JobOutcome
 from contracts.model import Model, Moment
 from contracts.money import Money, Rate
 from contracts.workload import (
@@ -78,6 +80,8 @@ class DeploymentRequested(Event):
     # The presets the administrator offers to this app; the recipe picks one of them.
     runtimes: tuple[RuntimePreset, ...]
     limits: Limits
+    # Every variable of the app, sealed for the builder: what a build gets, and what its log must not show.
+    variables: str | None = None
     # The trace of the request, for the build that goes on after this message.
     trace: str | None = None
 
@@ -101,6 +105,8 @@ class BuildFinished(Event):
     organization: OrganizationId
     seconds: float
     result: BuildResult
+    # How many lines its log has: what else belongs to the deployment's log follows them.
+    lines: Annotated[int, Field(ge=0)] = 0
 
 
 # --- a release goes to nodes -----------------------------------------------------------------------------
@@ -184,6 +190,66 @@ class RolloutFinished(NodeEvent):
     log_tail: tuple[str, ...] = ()
 
 
+# --- one-off work ------------------------------------------------------------------------------------------
+
+
+class JobRequested(Event):
+    """Whole, so that it can be said again at any time: one that is known already changes nothing."""
+
+    name = "job.requested"
+    job: Job
+
+
+class JobCancelled(Event):
+    name = "job.cancelled"
+    job: JobId
+    workload: AppId
+    organization: OrganizationId
+
+
+class JobPlaced(Event):
+    """The node that may run it, and that alone may speak of it."""
+
+    name = "job.placed"
+    job: JobId
+    workload: AppId
+    organization: OrganizationId
+    placed_on: NodeName
+
+
+class JobFinished(NodeEvent):
+    """What a node has to say of a job it was given, once."""
+
+    name = "job.finished"
+    job: JobId
+    workload: AppId
+    organization: OrganizationId
+    outcome: JobOutcome
+    exit_code: int | None = None
+    words: str | None = None
+    seconds: Annotated[float, Field(ge=0)] = 0
+    tail: tuple[JobLine, ...] = ()
+    # How many lines there were.
+    lines: Annotated[int, Field(ge=0)] = 0
+
+
+class JobEnded(Event):
+    """The one end of a job, from its owner: the node's word, or that none is to be expected."""
+
+    name = "job.ended"
+    job: JobId
+    kind: JobKind
+    workload: AppId
+    organization: OrganizationId
+    deployment: DeploymentId | None
+    outcome: JobOutcome
+    exit_code: int | None = None
+    words: str | None = None
+    seconds: Annotated[float, Field(ge=0)] = 0
+    tail: tuple[JobLine, ...] = ()
+    lines: Annotated[int, Field(ge=0)] = 0
+
+
 # --- money -------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +304,11 @@ EVENTS: tuple[type[Event], ...] = (
     InstanceStarted,
     InstanceStopped,
     RolloutFinished,
+    JobRequested,
+    JobCancelled,
+    JobPlaced,
+    JobFinished,
+    JobEnded,
     CreditGranted,
     BillingTick,
     WalletChanged,

@@ -80,6 +80,11 @@ class WorkloadSpec(Model):
     trace: str | None = None
     # Raised to replace every instance without another change.
     restarts: Annotated[int, Field(ge=0)] = 0
+    # The environment of its instances, sealed by the gateway; none where it has no variables, and in what a
+    # node is told, who has them in `NodeWorkload.variables`.
+    variables: str | None = None
+    # The same for the same variables, however often they are sealed; it tells nothing about them.
+    variables_digest: str | None = None
 
     @property
     def wants_instances(self) -> bool:
@@ -93,6 +98,7 @@ class WorkloadSpec(Model):
         body = self.model_dump_json(
             include={"image", "release", "restarts", "limits", "uid", "port", "health", "organization"}
         ) + repr(sorted((name, p.command) for name, p in self.processes.items()))
+        body += self.variables_digest or ""
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
@@ -116,6 +122,9 @@ class NodeWorkload(Model):
     revision: Annotated[int, Field(ge=1)]
     spec: WorkloadSpec
     slots: tuple[Slot, ...]
+    # The specification's variables, sealed for this node alone; none where there are none, or where they
+    # could not be read: then the specification has a digest all the same.
+    variables: str | None = None
 
 
 class Route(Model):

@@ -11,6 +11,7 @@ from node_agent.departures import Departures
 from node_agent.desired import Desired
 from node_agent.endpoints import EndpointBoard
 from node_agent.engine import ContainerEngine, Credentials
+from node_agent.environment import Environment
 from node_agent.firewall import Firewall
 from node_agent.firewall_rules import Policy
 from node_agent.heartbeat import Heart
@@ -54,6 +55,7 @@ def create(
         tenures=tenures,
         departures=Departures(engine, tenures, clock, settings.drain_seconds),
         endpoints=EndpointBoard(name, clock),
+        environment=Environment(name, lambda: runtime.settings.seal_key_of_node(name)),
         starts=asyncio.Semaphore(settings.starts),
     )
     node = Node(site)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from contracts.errors import BerthError, NotFound, ProviderFailed
 from contracts.ids import new_id
-from contracts.workload import Slot, WorkloadSpec
+from contracts.workload import NodeWorkload, Slot
 
 from node_agent.diff import Raise
 from node_agent.engine import Blueprint, Identity, Instance
@@ -45,15 +45,15 @@ class Launcher:
             self._ends[instance].append(exit_code)
 
     async def launch(
-        self, step: Raise, spec: WorkloadSpec, present: Instance | None, superseded: Callable[[], bool]
+        self, step: Raise, wanted: NodeWorkload, present: Instance | None, superseded: Callable[[], bool]
     ) -> Instance | Setback:
         """`present` is the step's instance; `superseded` says when nobody waits for it any more."""
         name = None if present is None else present.identity.instance
         try:
             if present is None:
-                await self._site.images.ensure(str(spec.image))
+                await self._site.images.ensure(str(wanted.spec.image))
             async with self._site.starts:
-                instance = present or await self._site.engine.create(self._blueprint(step.slot, spec))
+                instance = present or await self._site.engine.create(self._blueprint(step.slot, wanted))
                 name = instance.identity.instance
                 self._ends[name] = []
                 if present is None or step.start:
@@ -67,15 +67,15 @@ class Launcher:
             return Instance(instance.identity, "running", instance.address)
         return Setback(step.slot, f"{step.slot} {why}", name, await self._log_tail(name))
 
-    def _blueprint(self, slot: Slot, spec: WorkloadSpec) -> Blueprint:
-        now = self._site.clock.now()
+    def _blueprint(self, slot: Slot, wanted: NodeWorkload) -> Blueprint:
+        spec, now = wanted.spec, self._site.clock.now()
         return Blueprint(
             identity=Identity.of(spec, slot, new_id("ins", now.timestamp()), now),
             image=str(spec.image),
             command=spec.processes[slot.process].command,
             uid=spec.uid,
             limits=spec.limits,
-            environment={"PORT": str(spec.port), "DYNO": str(slot), "PS": str(slot)},
+            environment=self._site.environment.of(wanted, slot),
         )
 
     async def _until_ready(self, instance: Instance, superseded: Callable[[], bool]) -> str | None:

@@ -263,7 +263,7 @@ class Keeper:
         def is_superseded() -> bool:
             return self._site.desired[self.workload].desired.revision != superseded
 
-        outcome = await self._launcher.launch(step, wanted.spec, present, is_superseded)
+        outcome = await self._launcher.launch(step, wanted, present, is_superseded)
         if isinstance(outcome, Instance):
             self._instances[outcome.identity.instance] = outcome
         return outcome

@@ -10,6 +10,7 @@ from node_agent.departures import Departures
 from node_agent.desired import Desired
 from node_agent.endpoints import EndpointBoard
 from node_agent.engine import ContainerEngine
+from node_agent.environment import Environment
 from node_agent.images import Images
 from node_agent.ingress import Proxy
 from node_agent.journal import Journal
@@ -31,5 +32,6 @@ class Site:
     tenures: Tenures
     departures: Departures
     endpoints: EndpointBoard
+    environment: Environment
     # So many instances are started at once: more would only stand in each other's way in the engine.
     starts: asyncio.Semaphore

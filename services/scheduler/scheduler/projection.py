@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from contracts.errors import Conflict, Unavailable
+from contracts import variables
+from contracts.errors import Conflict, InvalidInput, Unavailable
 from contracts.model import Model
 from contracts.workload import NodeWorkload, Slot, WorkloadSpec
 from pydantic import ValidationError
 from runtime.runtime import Runtime
+from runtime.seal import Seal
 from runtime.store import PLATFORM
 
 PAGE = 200
@@ -85,6 +87,7 @@ class Projection:
         self._runtime = runtime
         self._bucket = runtime.bus.bucket("desired")
         self._strangers: set[str] = set()
+        self._sealing: dict[str, Seal] = {}
         # Of the last survey: the connection it was made on, and when.
         self._surveyed: tuple[int, float] | None = None
 
@@ -115,10 +118,12 @@ class Projection:
 
     async def _write(self, row: Sequence[Any]) -> None:
         node, workload, revision, spec, processes, indexes = row
+        known = WorkloadSpec.model_validate_json(spec)
         value = NodeWorkload(
             node=node,
             revision=revision,
-            spec=WorkloadSpec.model_validate_json(spec),
+            spec=known.model_copy(update={"variables": None}),
+            variables=self._for_node(node, known),
             slots=tuple(Slot(process=p, index=i) for p, i in zip(processes, indexes, strict=True)),
         )
         content, key = value.model_dump_json().encode(), key_of(node, workload)
@@ -133,6 +138,23 @@ class Projection:
             except Conflict:
                 continue
         raise Unavailable(f"others keep writing {key}")
+
+    def _for_node(self, node: str, spec: WorkloadSpec) -> str | None:
+        """Its variables, sealed anew so that they open on this node and on no other."""
+        if spec.variables is None:
+            return None
+        try:
+            text = self._seals("variables").open(spec.variables, variables.for_scheduler(spec.id))
+        except InvalidInput as error:
+            # The node says so of the rollout, where the customer sees it; without a word he would wait.
+            self._runtime.log.error("variables cannot be unsealed", workload=spec.id, error=error.message)
+            return None
+        return self._seals(f"node/{node}").close(text, variables.for_node(spec.id, node))
+
+    def _seals(self, purpose: str) -> Seal:
+        if purpose not in self._sealing:
+            self._sealing[purpose] = Seal(self._runtime.settings.seal_key_of(purpose))
+        return self._sealing[purpose]
 
     # --- from the bucket to the tables ---------------------------------------------------------------
 
