@@ -108,7 +108,7 @@ async def test_seconds_that_move_between_instances_book_nothing(biller: Biller) 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"rate": Rate(micros_per_hour=1, currency="EUR")}, "BILLING_CURRENCY"),
+        ({"rate": Rate(micros_per_hour=1, currency="EUR")}, "BERTH_CURRENCY"),
         ({"started_at": datetime.fromisoformat("1970-01-01T00:05Z")}, "set the clock of node local"),
     ],
 )
@@ -144,7 +144,7 @@ async def test_one_organization_that_cannot_be_charged_holds_up_nobody(biller: B
         "select convert_from(payload, 'utf8')::json -> 'details' from outbox where subject = 'alert.raised'"
     )
     assert alert[0]["organization"] == bad
-    assert "BILLING_CURRENCY" in alert[0]["error"]
+    assert "BERTH_CURRENCY" in alert[0]["error"]
     async with biller.runtime.store.transaction(PLATFORM) as tx:
         connection = await tx.connection()
         await connection.execute("update span set currency = 'USD'")

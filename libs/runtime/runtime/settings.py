@@ -1,11 +1,18 @@
 """What every process of the platform can be told, by environment variables that begin with `BERTH_`."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
+from contracts.money import Currency
+from pydantic import Field, SecretStr, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runtime.secrets import BadSecret, check_secret, derive
+
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+Domain = Annotated[
+    str, StringConstraints(to_lower=True, max_length=200, pattern=rf"(?i)^{_LABEL}(\.{_LABEL})*$")
+]
 
 
 class RuntimeSettings(BaseSettings):
@@ -36,8 +43,12 @@ class RuntimeSettings(BaseSettings):
         None, description="What is sealed for one node, for its agent without the master secret"
     )
     node: str = Field("local", description="Name of the node the agent in this process speaks for")
-    base_domain: str = Field("localhost", description="Domain below which apps get their system hostname")
-    base_domains: dict[str, str] = Field(
+    currency: Currency = Field(
+        "USD",
+        description="Currency of all prices and wallets (ISO 4217); keep it once money has been booked",
+    )
+    base_domain: Domain = Field("localhost", description="Domain below which apps get their system hostname")
+    base_domains: dict[str, Domain] = Field(
         {}, description='Regions with a base domain of their own, as JSON: {"eu": "eu.example.com"}'
     )
     http_host: str = Field("127.0.0.1", description="Address the API listens on")

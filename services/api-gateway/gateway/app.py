@@ -22,6 +22,7 @@ def create(
     secret = key.get_secret_value() if key else runtime.secret("tokens")
     desk = Desk(
         settings=settings,
+        currency=runtime.settings.currency,
         clock=runtime.clock,
         store=runtime.store,
         bus=runtime.bus,

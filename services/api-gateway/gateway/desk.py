@@ -20,6 +20,7 @@ Resolve: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
 @dataclass(frozen=True)
 class Desk:
     settings: GatewaySettings
+    currency: str
     clock: Clock
     store: Store
     bus: Bus

@@ -73,7 +73,7 @@ async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
                 max_replicas=new.max_replicas,
                 micros_per_hour=micros(new.hourly),
                 micros_per_month=micros(new.monthly),
-                currency=caller.desk.settings.currency,
+                currency=caller.desk.currency,
                 runtimes=None if new.runtimes is None else list(new.runtimes),
             )
             .on_conflict_do_nothing()

@@ -49,7 +49,7 @@ async def seed(desk: Desk) -> None:
     """Only into empty tables: what an administrator has taken away stays away."""
     async with desk.store.transaction(PLATFORM) as tx:
         if not await tx.one(select(func.count()).select_from(PlanRow)):
-            plans = [{**plan, "currency": desk.settings.currency} for plan in _PLANS]
+            plans = [{**plan, "currency": desk.currency} for plan in _PLANS]
             await tx.execute(insert(PlanRow).values(plans).on_conflict_do_nothing())
         if not await tx.one(select(func.count()).select_from(RuntimeRow)):
             await tx.execute(insert(RuntimeRow).values(list(_RUNTIMES)).on_conflict_do_nothing())

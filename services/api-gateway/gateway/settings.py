@@ -1,6 +1,5 @@
 """What an operator can tell the gateway, by environment variables that begin with `GATEWAY_`."""
 
-from contracts.money import Currency
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from runtime.secrets import KNOWN, BadSecret, check_secret
@@ -25,7 +24,6 @@ class GatewaySettings(BaseSettings):
         SecretStr(""), description="Password of the first administrator, at least 12 characters"
     )
     registration: bool = Field(True, description="Whether anybody may register an account")
-    currency: Currency = Field("USD", description="Currency of prices and wallets (ISO 4217)")
     token_secret: SecretStr | None = Field(
         None, description="Key that signs log-ins, for a process that is not given the master secret"
     )

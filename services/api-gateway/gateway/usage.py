@@ -42,7 +42,7 @@ async def show_usage(caller: Member) -> UsageView:
         names: dict[str, str] = {app.id: app.name for app in found}
     seconds: dict[str, int] = {}
     amounts: dict[str, Money] = {}
-    total = Money(micros=0, currency=charges[0].amount.currency if charges else desk.settings.currency)
+    total = Money(micros=0, currency=charges[0].amount.currency if charges else desk.currency)
     for charge in charges:
         app = charge.workload
         seconds[app] = seconds.get(app, 0) + charge.seconds
@@ -67,7 +67,7 @@ async def grant_credit(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> CreditView:
     """Billing books it. The same `Idempotency-Key` again gives the same credit, once."""
-    amount = Money(micros=micros(grant.amount), currency=caller.desk.settings.currency)
+    amount = Money(micros=micros(grant.amount), currency=caller.desk.currency)
     if amount.micros <= 0:
         raise InvalidInput("a credit is more than nothing", amount=grant.amount)
     async with caller.desk.store.transaction(PLATFORM) as tx:

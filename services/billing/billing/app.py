@@ -25,10 +25,10 @@ from billing.wallet import Wallets
 
 def create(runtime: Runtime) -> Service:
     settings = BillingSettings()
-    charging = Charging(runtime, settings.currency, settings.period_seconds)
+    charging = Charging(runtime, runtime.settings.currency, settings.period_seconds)
     charge = Loop("charge", charging.charge, every=5.0)
-    metering = Metering(runtime, settings.currency, charge.nudge)
-    wallets = Wallets(runtime, settings.currency)
+    metering = Metering(runtime, runtime.settings.currency, charge.nudge)
+    wallets = Wallets(runtime, runtime.settings.currency)
     return Service(
         name="billing",
         handles={

@@ -147,7 +147,7 @@ async def settle(tx: Tx, ended: Ended, currency: str) -> None:
     spans = [span_of(row) for row in await cursor.fetchall()]
     if any(span.rate.currency != currency for span in spans):
         raise InvalidInput(
-            f"{ended.organization} has used what is not priced in {currency}; set BILLING_CURRENCY back"
+            f"{ended.organization} has used what is not priced in {currency}; set BERTH_CURRENCY back"
         )
     cursor = await connection.execute(_CHARGED, (ended.organization, ended.start), prepare=True)
     charged, round = {}, 0

@@ -125,7 +125,7 @@ class Metering:
         if fact.rate.currency != self._currency:
             raise InvalidInput(
                 f"{fact.instance} is priced in {fact.rate.currency}, wallets are in {self._currency}; "
-                "make BILLING_CURRENCY and GATEWAY_CURRENCY the same, then replay this message",
+                "set BERTH_CURRENCY back, then replay this message",
                 instance=fact.instance,
             )
         if fact.started_at < self._runtime.clock.now() - OPENING:

@@ -1,6 +1,5 @@
 """What an operator can tell billing, by environment variables that begin with `BILLING_`."""
 
-from contracts.money import Currency
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -10,9 +9,6 @@ SECONDS_PER_DAY = 86_400
 class BillingSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BILLING_", extra="ignore")
 
-    currency: Currency = Field(
-        "USD", description="Currency of every wallet (ISO 4217); keep it once money has been booked"
-    )
     period_seconds: int = Field(
         3600, ge=1, le=SECONDS_PER_DAY, description="Usage is charged in periods of so long; divides a day"
     )
