@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from contracts.ids import AppId, BuildId, DeploymentId, InstanceId, NodeName, OrganizationId
+from contracts.ids import AppId, BuildId, DeploymentId, InstanceId, JobId, NodeName, OrganizationId
+from contracts.jobs import JobLine
 from contracts.model import Model, Moment
 from contracts.money import Rate
 from contracts.workload import Slot
@@ -57,6 +58,8 @@ class NodeHeartbeat(Report):
     capacity: NodeCapacity
     used: NodeUsage
     engine: str
+    # The version of the agent.
+    agent: str = ""
     instances: tuple[RunningInstance, ...]
 
     def subject(self) -> str:
@@ -85,4 +88,16 @@ class BuildLog(Report):
         return f"{self.name}.{self.deployment}"
 
 
-REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, BuildLog)
+class JobOutput(Report):
+    """The newest lines a job has written, some of them said before: what was lost comes with the next."""
+
+    name = "job.output"
+    node: NodeName
+    job: JobId
+    lines: tuple[JobLine, ...]
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.node}"
+
+
+REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, BuildLog, JobOutput)

@@ -20,54 +20,99 @@ from scheduler.departures import Departures
 LOOK_SECONDS = 5.0
 AWAY = timedelta(seconds=4 * LOOK_SECONDS)
 
+# What falls silent again within this time comes and goes: it is given new work later each time it is back.
+UNSTABLE = timedelta(hours=1)
+# So many outages are told one by one; then once that there are many.
+TOLD_OUTAGES = 3
+PRESSED, RELIEVED = 0.9, 0.85
+
+
+def offered(machine: str) -> dict[str, str]:
+    """SQL for what may be promised of a node `n` whose machine has what `machine` says."""
+    return {
+        "cpu": f"least(n.limit_cpu_millis, ({machine}.machine_cpu_millis * n.oversubscribe_cpu)::bigint)",
+        "memory": f"least(n.limit_memory_mb, ({machine}.machine_memory_mb * n.oversubscribe_memory)::bigint)",
+        "disk": f"least(n.limit_disk_mb, {machine}.machine_disk_mb)",
+    }
+
+
 # `before` is joined into what is inserted so that rows are locked in one order before any is written.
 _HEARD = """
 with reported as (
-    select * from unnest(
-        %s::text[], %s::text[], %s::text[], %s::bigint[], %s::timestamptz[], %s::text[], %s::bigint[],
-        %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::float8[]
+    select r.name, coalesce(k.region, r.region) as region, r.boot, r.sequence, r.reported_at, r.engine,
+        r.agent, r.instances, r.cpu_millis, r.memory_mb, r.disk_mb,
+        r.used_cpu_millis, r.used_memory_mb, r.used_disk_mb, r.load, coalesce(k.labels, '{{}}') as labels
+    from unnest(
+        %s::text[], %s::text[], %s::text[], %s::bigint[], %s::timestamptz[], %s::text[], %s::text[],
+        %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+        %s::float8[]
     ) as r(
-        name, region, boot, sequence, reported_at, engine, instances,
+        name, region, boot, sequence, reported_at, engine, agent, instances,
         cpu_millis, memory_mb, disk_mb, used_cpu_millis, used_memory_mb, used_disk_mb, load
-    )
+    ) left join node_key k on k.node = r.name
+    where k.removed_at is null
 ), before as materialized (
-    select n.name, n.status, n.returned from node n join reported r on r.name = n.name
+    select n.name, n.status, n.returned, n.pressed, n.outages from node n join reported r on r.name = n.name
     order by n.name for no key update of n
 ), written as (
     insert into node as n (
-        name, region, boot, sequence, reported_at, engine, instances,
-        cpu_millis, memory_mb, disk_mb, used_cpu_millis, used_memory_mb, used_disk_mb, load,
-        status, last_seen_at, free_cpu_millis, free_memory_mb, free_disk_mb
+        name, region, boot, sequence, reported_at, engine, agent, instances,
+        machine_cpu_millis, machine_memory_mb, machine_disk_mb,
+        used_cpu_millis, used_memory_mb, used_disk_mb, load, labels,
+        status, last_seen_at, cpu_millis, memory_mb, disk_mb, free_cpu_millis, free_memory_mb, free_disk_mb
     )
-    select r.*, 'online', %s, greatest(0, r.cpu_millis), greatest(0, r.memory_mb), greatest(0, r.disk_mb)
+    select r.*, 'online', %s, r.cpu_millis, r.memory_mb, r.disk_mb,
+        greatest(0, r.cpu_millis), greatest(0, r.memory_mb), greatest(0, r.disk_mb)
     from reported r left join before on before.name = r.name order by r.name
     on conflict (name) do update set
         region = excluded.region, boot = excluded.boot, sequence = excluded.sequence,
         reported_at = excluded.reported_at, last_seen_at = excluded.last_seen_at, status = 'online',
-        engine = excluded.engine, instances = excluded.instances, load = excluded.load,
-        cpu_millis = excluded.cpu_millis, memory_mb = excluded.memory_mb, disk_mb = excluded.disk_mb,
+        engine = excluded.engine, agent = excluded.agent, instances = excluded.instances,
+        load = excluded.load,
+        machine_cpu_millis = excluded.machine_cpu_millis, machine_memory_mb = excluded.machine_memory_mb,
+        machine_disk_mb = excluded.machine_disk_mb,
         used_cpu_millis = excluded.used_cpu_millis, used_memory_mb = excluded.used_memory_mb,
         used_disk_mb = excluded.used_disk_mb,
-        free_cpu_millis = greatest(0, excluded.cpu_millis - n.reserved_cpu_millis),
-        free_memory_mb = greatest(0, excluded.memory_mb - n.reserved_memory_mb),
-        free_disk_mb = greatest(0, excluded.disk_mb - n.reserved_disk_mb),
+        cpu_millis = {cpu}, memory_mb = {memory}, disk_mb = {disk},
+        free_cpu_millis = greatest(0, {cpu} - n.reserved_cpu_millis),
+        free_memory_mb = greatest(0, {memory} - n.reserved_memory_mb),
+        free_disk_mb = greatest(0, {disk} - n.reserved_disk_mb),
+        trusted_at = case when n.status = 'offline' and n.outages > 1
+            then excluded.last_seen_at + least(600, 30 * power(2, least(n.outages, 10) - 1))
+                * interval '1 second'
+            else n.trusted_at end,
         returned = n.returned + case
-            when n.status = 'offline' or n.region <> excluded.region or n.cpu_millis < excluded.cpu_millis
-                or n.memory_mb < excluded.memory_mb or n.disk_mb < excluded.disk_mb
+            when n.status = 'offline' or n.region <> excluded.region or n.cpu_millis < {cpu}
+                or n.memory_mb < {memory} or n.disk_mb < {disk}
             then 1 else 0 end
     where (n.boot = excluded.boot and n.sequence < excluded.sequence)
         -- A later start of the agent; or one whose clock was set back, once the old one is silent.
         or (n.boot <> excluded.boot and (n.reported_at < excluded.reported_at or n.status = 'offline'))
     returning n.name, n.region, n.returned
 )
-select written.name, written.region, before.status, before.returned is distinct from written.returned
+select written.name, written.region, before.status, before.returned is distinct from written.returned,
+    coalesce(before.pressed, '{{}}'), coalesce(before.outages, 0)
 from written left join before on before.name = written.name
-"""
+""".format(**offered("excluded"))
 
 _SILENT = """
-update node set status = 'offline' where name in (
-    select name from node where status = 'online' and last_seen_at < %s order by name for no key update
-) returning name, region, last_seen_at
+update node set status = 'offline', trusted_at = null, outage_at = %(now)s,
+    outages = case when outage_at > %(unstable)s then outages + 1 else 1 end
+where name in (
+    select name from node where status = 'online' and last_seen_at < %(silent)s
+    order by name for no key update
+) returning name, region, last_seen_at, outages
+"""
+
+_TRUST = """
+update node set trusted_at = null, returned = returned + 1 where name in (
+    select name from node where trusted_at <= %s order by name for no key update
+)
+"""
+
+_PRESSED = """
+update node n set pressed = string_to_array(t.pressed, ' ')
+from unnest(%s::text[], %s::text[]) as t(name, pressed) where n.name = t.name
 """
 
 
@@ -108,6 +153,7 @@ class Nodes:
                     r.sequence,
                     r.at,
                     r.engine,
+                    r.agent,
                     len(r.instances),
                     r.capacity.cpu_millis,
                     r.capacity.memory_mb,
@@ -122,17 +168,40 @@ class Nodes:
             strict=True,
         )
         cursor = await connection.execute(_HEARD, (*map(list, columns), now), prepare=True)
-        recorded = set()
-        for name, region, before, returned in await cursor.fetchall():
-            recorded.add(name)
+        by_name = {r.node: r for r in reports}
+        recorded, pressed = [], []
+        for name, region, before, returned, was_pressed, outages in await cursor.fetchall():
+            recorded.append(by_name[name])
             if returned:
                 tx.after_commit(self._place)
             if before is None:
                 self._runtime.log.info("node joined", node=name, region=region)
             elif before == "offline":
                 self._runtime.log.info("node online again", node=name, region=region)
-                tx.publish(self._alert("warning", f"Node {name} is online again", name, region))
-        await self._departures.reported([r for r in reports if r.node in recorded], now, tx)
+                if outages < TOLD_OUTAGES:
+                    tx.publish(self._alert("warning", f"Node {name} is online again", name, region))
+            is_pressed = pressed_in(by_name[name], was_pressed)
+            if is_pressed != was_pressed:
+                pressed.append((name, " ".join(is_pressed)))
+                self._tell_pressure(by_name[name], was_pressed, is_pressed, region, tx)
+        if pressed:
+            await connection.execute(_PRESSED, tuple(map(list, zip(*pressed, strict=True))), prepare=True)
+        await self._departures.reported(recorded, now, tx)
+
+    def _tell_pressure(
+        self, report: NodeHeartbeat, before: Sequence[str], after: Sequence[str], region: str, tx: Tx
+    ) -> None:
+        node = report.node
+        shares = shares_of(report)
+        for resource in sorted({*before} ^ {*after}):
+            share = f"{shares.get(resource, 0.0):.0%}"
+            if resource in after:
+                alert = self._alert("warning", f"Node {node} is at {share} of its {resource}", node, region)
+            else:
+                alert = self._alert("warning", f"Node {node} has {resource} again ({share})", node, region)
+            tx.publish(
+                alert.model_copy(update={"details": {**alert.details, "resource": resource, "used": share}})
+            )
 
     async def look(self) -> None:
         """Marks the silent nodes offline. Only who has listened for long enough himself may call it silence:
@@ -144,17 +213,31 @@ class Nodes:
         away = self._looked_at is None or now - self._looked_at > AWAY
         if self._listening_since is None or away:
             self._listening_since = now
+        await self._trust(now)
         if now - self._listening_since >= self._patience:
             await self._mark_silent(now - self._patience)
         self._looked_at = now
 
-    async def _mark_silent(self, before: datetime) -> None:
+    async def _trust(self, now: datetime) -> None:
+        """Nodes that came back and stayed."""
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
-            cursor = await connection.execute(_SILENT, (before,), prepare=True)
-            for name, region, seen in await cursor.fetchall():
+            cursor = await connection.execute(_TRUST, (now,), prepare=True)
+            if cursor.rowcount:
+                tx.after_commit(self._place)
+
+    async def _mark_silent(self, before: datetime) -> None:
+        now = self._runtime.clock.now()
+        times = {"now": now, "unstable": now - UNSTABLE, "silent": before}
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            cursor = await connection.execute(_SILENT, times, prepare=True)
+            for name, region, seen, outages in await cursor.fetchall():
                 self._runtime.log.warning("node offline", node=name, region=region, last_seen_at=seen)
-                tx.publish(self._alert("critical", f"Node {name} is offline", name, region))
+                if outages < TOLD_OUTAGES:
+                    tx.publish(self._alert("critical", f"Node {name} is offline", name, region))
+                elif outages == TOLD_OUTAGES:
+                    tx.publish(self._alert("critical", f"Node {name} comes and goes", name, region))
 
     def _alert(self, severity: str, title: str, node: str, region: str) -> AlertRaised:
         return AlertRaised.model_validate(
@@ -179,3 +262,24 @@ def newest(reports: Iterable[NodeHeartbeat]) -> list[NodeHeartbeat]:
         ):
             found[report.node] = report
     return list(found.values())
+
+
+def shares_of(report: NodeHeartbeat) -> dict[str, float]:
+    """How much of each resource is in use, where it is known."""
+    has, used = report.capacity, report.used
+    pairs = {
+        "CPU": (used.cpu_millis, has.cpu_millis),
+        "memory": (used.memory_mb, has.memory_mb),
+        "disk": (used.disk_mb, has.disk_mb),
+    }
+    return {name: used / has for name, (used, has) in pairs.items() if has > 0}
+
+
+def pressed_in(report: NodeHeartbeat, before: Sequence[str]) -> list[str]:
+    """The resources of which so much is in use that somebody should know. One that is told of stays until a
+    little less than that is in use: around the limit nobody is told twice."""
+    return [
+        name
+        for name, share in shares_of(report).items()
+        if share >= (RELIEVED if name in before else PRESSED)
+    ]

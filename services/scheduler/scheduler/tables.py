@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.tables import NAMING
 from sqlalchemy import BigInteger, CheckConstraint, DateTime, Float, ForeignKey, Index, MetaData, Text, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -47,12 +47,95 @@ class NodeRow(Base):
     free_disk_mb: Mapped[int] = mapped_column(BigInteger)
     # How often capacity has come back here: new, online again, grown, something left.
     returned: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
+    # What the machine reports. `cpu_millis` and its like above are what is given away of it: as much as
+    # the administrator lets be promised, and never beyond his limit.
+    machine_cpu_millis: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    machine_memory_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    machine_disk_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    limit_cpu_millis: Mapped[int | None] = mapped_column(BigInteger)
+    limit_memory_mb: Mapped[int | None] = mapped_column(BigInteger)
+    limit_disk_mb: Mapped[int | None] = mapped_column(BigInteger)
+    oversubscribe_cpu: Mapped[float] = mapped_column(Float, server_default=text("1"))
+    oversubscribe_memory: Mapped[float] = mapped_column(Float, server_default=text("1"))
+    # The share of the capacity that only work from a lost node may take.
+    reserve: Mapped[float] = mapped_column(Float, server_default=text("0"))
+    # Takes no new work; and gives away what it has.
+    disabled: Mapped[bool] = mapped_column(server_default=text("false"))
+    draining: Mapped[bool] = mapped_column(server_default=text("false"))
+    labels: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
+    agent: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    # Times it fell silent lately, and the last of them. One that comes back is given new work only from
+    # `trusted_at` on, later each time; null: at once.
+    outages: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    outage_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    trusted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    # The resources an alert stands for.
+    pressed: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     __table_args__ = (
         CheckConstraint("status in ('online', 'offline')", name="status"),
         CheckConstraint("free_cpu_millis >= 0 and reserved_cpu_millis >= 0", name="cpu"),
         CheckConstraint("free_memory_mb >= 0 and reserved_memory_mb >= 0", name="memory"),
         CheckConstraint("free_disk_mb >= 0 and reserved_disk_mb >= 0", name="disk"),
+        CheckConstraint("reserve >= 0 and reserve <= 0.9", name="reserve"),
+        CheckConstraint(
+            "oversubscribe_cpu between 1 and 16 and oversubscribe_memory between 1 and 4",
+            name="oversubscribe",
+        ),
         Index("node_region", "region"),
+    )
+
+
+class NodeSampleRow(Base):
+    __tablename__ = "node_sample"
+    node: Mapped[str] = mapped_column(Text, ForeignKey("node.name", ondelete="cascade"), primary_key=True)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    used_cpu_millis: Mapped[int] = mapped_column(BigInteger)
+    used_memory_mb: Mapped[int] = mapped_column(BigInteger)
+    used_disk_mb: Mapped[int] = mapped_column(BigInteger)
+    reserved_cpu_millis: Mapped[int] = mapped_column(BigInteger)
+    reserved_memory_mb: Mapped[int] = mapped_column(BigInteger)
+    reserved_disk_mb: Mapped[int] = mapped_column(BigInteger)
+    load: Mapped[float] = mapped_column(Float)
+    instances: Mapped[int] = mapped_column(BigInteger)
+    __table_args__ = (Index("node_sample_at", "at"),)
+
+
+class JoinTokenRow(Base):
+    """A machine may join with it once. Only its digest is kept."""
+
+    __tablename__ = "join_token"
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(Text, unique=True)
+    region: Mapped[str] = mapped_column(Text)
+    # The name the machine has to take; none: it chooses.
+    node: Mapped[str | None] = mapped_column(Text)
+    labels: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
+    created_by: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    # By whom it was used, and the digest of that machine's key: it may ask again when the answer was lost.
+    used_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    used_by: Mapped[str | None] = mapped_column(Text)
+    key_digest: Mapped[str | None] = mapped_column(Text)
+
+
+class NodeKeyRow(Base):
+    """A machine that has joined: what it logs in to the bus with, of which only the digest is kept. A removed
+    one stays until its connections are known to be cut."""
+
+    __tablename__ = "node_key"
+    node: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(Text)
+    region: Mapped[str] = mapped_column(Text)
+    labels: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
+    address: Mapped[str] = mapped_column(Text)
+    # What it said of itself when it joined.
+    machine: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
+    joined_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    removed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    __table_args__ = (
+        Index("node_key_removed", "removed_at", postgresql_where=text("removed_at is not null")),
     )
 
 
