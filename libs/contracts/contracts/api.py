@@ -16,6 +16,7 @@ from contracts.ids import (
 from contracts.model import Model, Moment, Strict
 from contracts.money import Currency, Money
 from contracts.reports import LogLine
+from contracts.variables import Scope
 from contracts.workload import (
     NAME_PATTERN,
     BuildSettings,
@@ -36,6 +37,8 @@ Title = Annotated[str, StringConstraints(min_length=1, max_length=80)]
 Password = Annotated[SecretStr, Field(min_length=10, max_length=200)]
 # In currency units with up to six decimals: "25.00".
 Amount = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,6})?$")]
+# For the shell of a build or an instance, and no other.
+Command = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=2000)]
 
 AppStatus = Literal["created", "building", "deploying", "running", "stopped", "suspended", "failed"]
 DeploymentStatus = Literal["queued", "building", "deploying", "blocked", "running", "failed", "superseded"]
@@ -199,11 +202,26 @@ class ChooseGit(Strict):
 
 
 class ChooseBuild(Strict):
+    """What is absent, the recipe decides. Commands run in the build or the instance, by its shell."""
+
     dockerfile: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}$")] = (
         "Dockerfile"
     )
+    # Of a source that holds several apps: the folder of this one.
+    folder: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}$")] | None = None
+    # Of the Dockerfile: the stage to build, and what its ARGs are. They stay visible in the image.
+    target: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] | None = None
+    arguments: Annotated[
+        dict[
+            Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,79}$")],
+            Annotated[str, StringConstraints(max_length=2000)],
+        ],
+        Field(max_length=50),
+    ] = {}
     runtime: Annotated[str, StringConstraints(max_length=80)] | None = None
-    start_command: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    install_command: Command | None = None
+    build_command: Command | None = None
+    start_command: Command | None = None
 
     def settings(self) -> BuildSettings:
         return BuildSettings(**self.model_dump())
@@ -271,6 +289,29 @@ class OwnedApp(AppView):
 class OwnedAppList(Model):
     apps: tuple[OwnedApp, ...]
     next: str | None
+
+
+class ChooseVariable(Strict):
+    """What is absent stays; a new one is a secret of the instances."""
+
+    # A value is taken as it is, spaces and all.
+    model_config = Strict.model_config | {"str_strip_whitespace": False}
+    value: str | None = None
+    scope: Scope | None = None
+    secret: bool | None = None
+
+
+class VariableView(Model):
+    """`value` is a mask where it is secret and was not asked for."""
+
+    name: str
+    value: str
+    scope: Scope
+    secret: bool
+
+
+class VariableList(Model):
+    variables: tuple[VariableView, ...]
 
 
 class Scale(Strict):

@@ -54,6 +54,19 @@ class Process(Model):
     replicas: Annotated[int, Field(ge=0, le=100)] = 1
 
 
+class Needs(Model):
+    """What a plan asks of a node besides room, and how its replicas lie to each other."""
+
+    labels: dict[str, str] = {}
+    # A runtime class of the engine, by its name there; none: the engine's own choice.
+    runtime: str | None = None
+    # Of the image, as the engine calls it ("amd64"); none: any.
+    architecture: str | None = None
+    # Replicas go to as many nodes as there are, rather than together; `apart`: never two to one node.
+    spread: bool = False
+    apart: bool = False
+
+
 class WorkloadSpec(Model):
     id: AppId
     kind: Kind = "app"
@@ -66,6 +79,7 @@ class WorkloadSpec(Model):
     region: str
     plan: str
     limits: Limits
+    needs: Needs = Needs()
     rate: Rate
     # The user and group every process of the organization runs as on a node; unique to the organization.
     uid: Annotated[int, Field(ge=100_000)]
@@ -165,8 +179,15 @@ Source = Annotated[GitSource | UploadSource, Field(discriminator="kind")]
 class BuildSettings(Model):
     """What the customer chose about the build; what is absent, the recipe decides."""
 
+    # The folder of the source that is the app; none: all of it.
+    folder: str | None = None
     dockerfile: str = "Dockerfile"
+    # Of the Dockerfile: the stage to build, and what its ARGs are.
+    target: str | None = None
+    arguments: dict[str, str] = {}
     runtime: str | None = None
+    install_command: str | None = None
+    build_command: str | None = None
     start_command: str | None = None
 
 
@@ -177,6 +198,9 @@ class RuntimePreset(Model):
     type: str
     version: str
     image: str
+    # Where it is built, with the compilers; none: in `image`.
+    build_image: str | None = None
+    install_command: str | None = None
     build_command: str | None = None
     start_command: str | None = None
 
@@ -206,4 +230,11 @@ class BuildFailed(Model):
         return self
 
 
-BuildResult = Annotated[BuildSucceeded | BuildFailed, Field(discriminator="outcome")]
+class BuildCancelled(Model):
+    """Nobody wants it any more; `message` says why."""
+
+    outcome: Literal["cancelled"] = "cancelled"
+    message: str
+
+
+BuildResult = Annotated[BuildSucceeded | BuildFailed | BuildCancelled, Field(discriminator="outcome")]
