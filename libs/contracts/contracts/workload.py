@@ -17,6 +17,7 @@ from contracts.ids import (
     ProjectId,
     ReleaseId,
     SourceId,
+    VolumeId,
 )
 from contracts.model import Model, Moment
 from contracts.money import Rate
@@ -52,6 +53,18 @@ class Process(Model):
 
     command: str | None = None
     replicas: Annotated[int, Field(ge=0, le=100)] = 1
+
+
+class Volume(Model):
+    """Data that outlives instances and releases: a file system of a fixed size, where the workload runs."""
+
+    id: VolumeId
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    # Where every instance of the workload finds it.
+    path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+){1,8}$", max_length=200)]
+    size_mb: Annotated[int, Field(ge=16, le=1_048_576)]
+    # Encrypted on the node's disk, with a key of that node.
+    encrypted: bool = False
 
 
 class Needs(Model):
@@ -99,6 +112,7 @@ class WorkloadSpec(Model):
     variables: str | None = None
     # The same for the same variables, however often they are sealed; it tells nothing about them.
     variables_digest: str | None = None
+    volumes: tuple[Volume, ...] = ()
 
     @property
     def wants_instances(self) -> bool:
@@ -113,6 +127,7 @@ class WorkloadSpec(Model):
             include={"image", "release", "restarts", "limits", "uid", "port", "health", "organization"}
         ) + repr(sorted((name, p.command) for name, p in self.processes.items()))
         body += self.variables_digest or ""
+        body += "".join(f"{volume.id}:{volume.path}:{volume.size_mb}" for volume in self.volumes)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
