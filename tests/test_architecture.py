@@ -17,6 +17,7 @@ SOURCES = [
 ]
 TESTS = [path for path in (ROOT / "tests").rglob("*.py") if "__pycache__" not in path.parts]
 IMPORTED_AS = {
+    "pynacl": "nacl",
     "nats-py": "nats",
     "pyjwt": "jwt",
     "argon2-cffi": "argon2",
