@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from contracts import events, reports
+from contracts.jobs import Job, JobLine
 from contracts.model import Model
 from contracts.money import Money, Rate
 from contracts.workload import (
@@ -66,6 +67,26 @@ PYTHON = RuntimePreset(name="python-3.11", type="python", version="3.11", image=
 RUNNING = {key: value for key, value in INSTANCE.items() if key != "node"}
 
 
+JOB = Job(
+    id=fixed("job"),
+    kind="release",
+    spec=SPEC,
+    command="python manage.py migrate",
+    timeout_seconds=600,
+    start_before=AT + timedelta(minutes=5),
+)
+JOB_LINE = JobLine(sequence=1, at=AT, stream="stdout", text="migrated")
+ENDED = {
+    "job": JOB.id,
+    "outcome": "failed",
+    "exit_code": 137,
+    "words": "killed: out of memory (256 MB)",
+    "seconds": 2.5,
+    "tail": (JOB_LINE,),
+    "lines": 1,
+}
+
+
 def _event(kind: type[events.Event], **fields: object) -> events.Event:
     return kind.model_validate({"id": "evt-golden", "at": AT, **fields})
 
@@ -88,6 +109,7 @@ SAMPLES: tuple[Model, ...] = (
         ),
         limits=LIMITS,
     ),
+    _event(events.DeploymentCancelled, **OF_DEPLOYMENT, reason="a newer deployment was asked for"),
     _event(events.BuildStarted, **OF_DEPLOYMENT, build=fixed("bld")),
     _event(
         events.BuildFinished,
@@ -127,6 +149,11 @@ SAMPLES: tuple[Model, ...] = (
         reason="the health check failed",
         log_tail=("boom",),
     ),
+    _event(events.JobRequested, job=JOB),
+    _event(events.JobCancelled, **OF_APP, job=JOB.id),
+    _event(events.JobPlaced, **OF_APP, job=JOB.id, placed_on="local"),
+    _event(events.JobFinished, **OF_APP, **ENDED, node="local"),
+    _event(events.JobEnded, **OF_DEPLOYMENT, **ENDED, kind="release"),
     _event(
         events.CreditGranted,
         credit=fixed("crd"),
@@ -167,4 +194,5 @@ SAMPLES: tuple[Model, ...] = (
         deployment=DEPLOYMENT,
         lines=(reports.LogLine(sequence=1, at=AT, stream="stdout", step="build", text="hello"),),
     ),
+    reports.JobOutput(node="local", job=JOB.id, lines=(JOB_LINE,)),
 )

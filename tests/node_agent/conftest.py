@@ -25,6 +25,7 @@ from tests.ports.fake_engine import FakeEngine
 from tests.ports.web import get
 
 NODE = "local"
+_TASKS = ("node-agent.", "workload ", "departure ", "watch ", "pull ", "job ")
 
 
 def spec(**changes: Any) -> WorkloadSpec:
@@ -110,11 +111,7 @@ class World:
     async def crash(self) -> None:
         """SIGKILL as far as a task can tell: nothing is put in order."""
         host = self.harness.hosts.pop("node-agent")
-        stray = [
-            task
-            for task in asyncio.all_tasks()
-            if task.get_name().startswith(("node-agent.", "workload ", "departure ", "watch ", "pull "))
-        ]
+        stray = [task for task in asyncio.all_tasks() if task.get_name().startswith(_TASKS)]
         for task in stray:
             task.cancel()
         await asyncio.gather(*stray, return_exceptions=True)
@@ -219,7 +216,7 @@ async def real(harness: Harness, ingress: Traefik, docker: DockerHands) -> Async
     yield made
     if "node-agent" in harness.hosts:
         await made.stop()
-    for instance in await docker.engine.instances():
+    for instance in (*await docker.engine.instances(), *await docker.engine.jobs()):
         await docker.engine.remove(instance.identity.instance)
 
 

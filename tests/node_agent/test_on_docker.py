@@ -8,7 +8,9 @@ import signal
 import pytest
 from contracts.workload import HealthCheck, Process
 
+from tests.harness import eventually
 from tests.node_agent.conftest import World, next_release, spec, wanted
+from tests.node_agent.test_jobs import ended, give, job
 from tests.ports.docker_image import IMAGE
 from tests.ports.engines import DockerHands
 from tests.ports.web import Load
@@ -82,3 +84,25 @@ async def test_what_a_failed_release_printed_is_told(real: World) -> None:
     await real.want(wanted(missing, 3))
     assert "image 127.0.0.1:1/none:1 could not be pulled" in str((await real.finished(missing)).reason)
     await real.running(app)
+
+
+async def test_a_job_in_a_real_container(real: World, docker: DockerHands) -> None:
+    await real.start()
+    echo = "echo $DYNO on $PORT; echo oops >&2; id -u"
+    first = await give(real, job(real, f"{echo}; exit 4", of={"image": IMAGE}))
+    end = await ended(real, first, seconds=20)
+    assert (end.outcome, end.exit_code) == ("failed", 4)
+    assert sorted(line.text for line in end.tail) == ["100000", "oops", "run.1 on 8080"]
+    assert {line.stream for line in end.tail} == {"stdout", "stderr"}
+    # More than its memory: the kernel ends it, and the customer reads so.
+    eats = "perl -e 'my $x = \"x\" x (200*1024*1024); sleep 5'"
+    greedy = await give(real, job(real, eats, of={"image": IMAGE}))
+    end = await ended(real, greedy, seconds=20)
+    assert (end.outcome, end.words) == ("failed", "killed: out of memory (64 MB)")
+    missing = await give(real, job(real, "no-such-command", of={"image": IMAGE}))
+    assert (await ended(real, missing, seconds=20)).words == "exit code 127: command not found"
+
+    async def clean() -> bool:
+        return not await docker.engine.jobs()
+
+    await eventually(clean, what="the end of the containers")

@@ -3,6 +3,7 @@
 An instance answers HTTP on a loopback address of its own with its id, so that health checks and a proxy in
 front of it are real. What it does depends on its command: none serves, "exit 3" ends with that code,
 anything else runs and does not listen. `images` says the same for an image whose command is not given.
+That of a job does, step by step: "echo words", "env NAME", "cat" (says what it is told), "sleep 5", "exit 3".
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import itertools
 import os
 import re
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
@@ -19,7 +20,9 @@ from typing import Any
 from contracts.errors import NotFound, ProviderFailed, Unavailable
 from node_agent.engine import (
     Blueprint,
+    Chunk,
     Credentials,
+    Ending,
     EngineEvent,
     EngineInfo,
     Instance,
@@ -33,6 +36,36 @@ _SERVE = ""
 _ADDRESSES = (IPv4Address("127.64.0.0") + os.getpid() % 4096 * 1024 + n for n in itertools.count(1))
 
 
+class FakeSession:
+    """A process that is talked to: it says what it has to say, and with `cat` what it is told."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[Chunk | None] = asyncio.Queue()
+        self.heard: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.sizes: list[tuple[int, int]] = []
+        self.code: int | None = None
+        self.closed = False
+
+    async def read(self) -> Chunk | None:
+        return await self.said.get()
+
+    async def write(self, data: bytes) -> None:
+        self.heard.put_nowait(data)
+
+    async def end_input(self) -> None:
+        self.heard.put_nowait(None)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        self.sizes.append((rows, columns))
+
+    async def exit_code(self) -> int | None:
+        return self.code
+
+    async def close(self) -> None:
+        self.closed = True
+        self.heard.put_nowait(None)
+
+
 @dataclass(eq=False)
 class _Container:
     blueprint: Blueprint
@@ -44,7 +77,11 @@ class _Container:
     server: asyncio.Server | None = None
     connections: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
     restart: asyncio.Task[None] | None = None
-    log: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
+    out_of_memory: bool = False
+    starts: int = 0
+    sessions: list[FakeSession] = field(default_factory=list)
+    work: asyncio.Task[None] | None = None
 
     def seen(self) -> Instance:
         return Instance(self.blueprint.identity, self.state, self.address, self.exit_code)
@@ -79,6 +116,11 @@ class FakeEngine:
     async def die(self, instance: str, exit_code: int = 1) -> None:
         """The process ends; the engine starts it again, as its restart policy says."""
         await self._end(self._containers[instance], exit_code, again=True)
+
+    async def starve(self, instance: str) -> None:
+        """It wants more memory than it has; the engine starts it again."""
+        self._containers[instance].out_of_memory = True
+        await self._end(self._containers[instance], 137, again=True)
 
     async def kill(self, instance: str) -> None:
         """Somebody kills it through the engine: it stays down."""
@@ -175,7 +217,55 @@ class FakeEngine:
             container.seen()
             for container in self._containers.values()
             if workload in (None, container.blueprint.identity.workload)
+            and container.blueprint.identity.job is None
         )
+
+    async def jobs(self) -> tuple[Instance, ...]:
+        self._called("jobs")
+        return tuple(c.seen() for c in self._containers.values() if c.blueprint.identity.job is not None)
+
+    async def ending(self, instance: str) -> Ending | None:
+        self._called("ending")
+        container = self._container(instance)
+        if container.state not in ("exited", "restarting"):
+            return None
+        return Ending(container.exit_code or 0, container.out_of_memory)
+
+    async def output(self, instance: str) -> FakeSession:
+        self._called("output")
+        container, session = self._container(instance), FakeSession()
+        for line in container.log:
+            session.said.put_nowait(Chunk("stdout", f"{line}\n".encode()))
+        if container.state == "exited":
+            session.said.put_nowait(None)
+        else:
+            container.sessions.append(session)
+        return session
+
+    async def attach(self, instance: str) -> FakeSession:
+        self._called("attach")
+        container, session = self._container(instance), FakeSession()
+        container.sessions.append(session)
+        return session
+
+    async def execute(
+        self, instance: str, command: tuple[str, ...], environment: dict[str, str], *, terminal: bool
+    ) -> FakeSession:
+        self._called("execute")
+        container = self._container(instance)
+        if container.state != "running":
+            raise ProviderFailed(f"{instance} does not run")
+        session = FakeSession()
+        work = self._obey(" ".join(command), container.blueprint.environment | environment, session)
+
+        async def run() -> None:
+            session.code = await work
+            session.said.put_nowait(None)
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return session
 
     async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]:
         self._called("log_tail")
@@ -220,7 +310,13 @@ class FakeEngine:
             await asyncio.gather(*container.connections)
 
     async def _begin(self, container: _Container) -> None:
-        container.state, container.exit_code = "running", None
+        container.state, container.exit_code, container.out_of_memory = "running", None, False
+        container.starts += 1
+        if container.blueprint.identity.job is not None:
+            container.work = asyncio.create_task(self._work(container))
+            self._tasks.add(container.work)
+            container.work.add_done_callback(self._tasks.discard)
+            return
         container.log.append(f"starting {container.blueprint.identity.instance}")
         if container.behaviour == _SERVE:
             container.server = await asyncio.start_server(
@@ -237,10 +333,58 @@ class FakeEngine:
         if container.restart is not None and container.restart is not asyncio.current_task():
             container.restart.cancel()
         container.state, container.exit_code = ("restarting" if again else "exited"), code
+        if container.work is not None and container.work is not asyncio.current_task():
+            container.work.cancel()
+        for session in container.sessions:
+            session.said.put_nowait(None)
+        container.sessions.clear()
         await self._close(container)
         self._tell("died", container)
         if again:
             container.restart = asyncio.create_task(self._restart(container))
+
+    async def _work(self, container: _Container) -> None:
+        """What a job's container does, to its end."""
+        session = container.sessions[0] if container.sessions else FakeSession()
+
+        def log(text: str) -> None:
+            container.log.append(text)
+            for listener in container.sessions:
+                listener.said.put_nowait(Chunk("stdout", f"{text}\n".encode()))
+
+        code = await self._obey(container.behaviour, container.blueprint.environment, session, log)
+        await self._end(container, code, again=False)
+
+    @staticmethod
+    async def _obey(
+        command: str,
+        environment: dict[str, str],
+        session: FakeSession,
+        log: Callable[[str], None] | None = None,
+    ) -> int:
+        def say(text: str) -> None:
+            if log is not None:
+                log(text)
+            else:
+                session.said.put_nowait(Chunk("stdout", f"{text}\n".encode()))
+
+        for step in command.split(";"):
+            verb, _, rest = step.strip().partition(" ")
+            match verb:
+                case "echo":
+                    say(rest)
+                case "env":
+                    say(environment.get(rest, ""))
+                case "sleep":
+                    await asyncio.sleep(float(rest))
+                case "exit":
+                    return int(rest)
+                case "cat":
+                    while (heard := await session.heard.get()) is not None:
+                        session.said.put_nowait(Chunk("stdout", heard))
+                case _:
+                    return 127
+        return 0
 
     async def _restart(self, container: _Container) -> None:
         container.restarts += 1
@@ -257,11 +401,14 @@ class FakeEngine:
 
     def _tell(self, kind: str, container: _Container) -> None:
         identity = container.blueprint.identity
+        if identity.job is not None:
+            return
         event = EngineEvent(
             kind,  # type: ignore[arg-type]
             identity.instance,
             identity.workload,
             container.exit_code if kind == "died" else None,
+            kind == "died" and container.out_of_memory,
         )
         for queue in () if self.silent else self._listeners:
             queue.put_nowait(event)

@@ -82,8 +82,21 @@ class DeploymentRequested(Event):
     limits: Limits
     # Every variable of the app, sealed for the builder: what a build gets, and what its log must not show.
     variables: str | None = None
+    environment: str = "production"
+    # Which cache of the app the build may use; raised to begin with an empty one. None: no cache at all.
+    cache: int | None = 0
     # The trace of the request, for the build that goes on after this message.
     trace: str | None = None
+
+
+class DeploymentCancelled(Event):
+    """Nobody waits for its build any more: one that waits is not begun, one under way is stopped."""
+
+    name = "deployment.cancelled"
+    deployment: DeploymentId
+    workload: AppId
+    organization: OrganizationId
+    reason: str
 
 
 # --- source to image -----------------------------------------------------------------------------------
@@ -171,7 +184,7 @@ class InstanceStopped(NodeEvent):
     rate: Rate
     started_at: Moment
     stopped_at: Moment
-    reason: Literal["replaced", "stopped", "deleted", "moved", "unhealthy", "lost"]
+    reason: Literal["replaced", "stopped", "deleted", "moved", "unhealthy", "lost", "ended"]
     exit_code: int | None = None
     words: str | None = None
 
@@ -295,6 +308,7 @@ EVENTS: tuple[type[Event], ...] = (
     AppCreated,
     HostnameAssigned,
     DeploymentRequested,
+    DeploymentCancelled,
     BuildStarted,
     BuildFinished,
     AppChanged,

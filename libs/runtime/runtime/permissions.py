@@ -16,16 +16,25 @@ from contracts.events import (
     BuildFinished,
     BuildStarted,
     CreditGranted,
+    DeploymentCancelled,
     DeploymentRequested,
     HostnameAssigned,
     InstanceStarted,
     InstanceStopped,
+    JobCancelled,
+    JobEnded,
+    JobFinished,
+    JobPlaced,
+    JobRequested,
     PlacementBlocked,
     PlacementDecided,
     RolloutFinished,
     WalletChanged,
 )
-from contracts.reports import BuildLog, NodeHeartbeat
+from contracts.reports import BuildLog, JobOutput, NodeHeartbeat
+
+# nats-server asks there who a user is that its configuration does not list.
+REQUESTS = "$SYS.REQ.USER.AUTH"
 
 PUBLISHES: dict[str, tuple[str, ...]] = {
     "gateway": (
@@ -33,20 +42,31 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
         AppChanged.name,
         AppDeleted.name,
         DeploymentRequested.name,
+        JobRequested.name,
+        JobCancelled.name,
         CreditGranted.name,
     ),
     "builder": (BuildStarted.name, BuildFinished.name, f"{BuildLog.name}.*"),
-    "scheduler": (PlacementDecided.name, PlacementBlocked.name, "$KV.desired.>"),
+    "scheduler": (
+        PlacementDecided.name,
+        PlacementBlocked.name,
+        JobPlaced.name,
+        JobEnded.name,
+        "$KV.desired.>",
+        "$KV.jobs.>",
+    ),
     "domains": (HostnameAssigned.name, "$KV.routes.>"),
     "billing": (BillingTick.name, WalletChanged.name),
 }
 
 HEARS: dict[str, tuple[str, ...]] = {
-    "gateway": (f"{BuildLog.name}.*",),
-    "scheduler": (f"{NodeHeartbeat.name}.*",),
+    "gateway": (f"{BuildLog.name}.*", f"{JobOutput.name}.*"),
+    "scheduler": (f"{NodeHeartbeat.name}.*", REQUESTS),
 }
 
 SERVICES = tuple(PUBLISHES)
+# The scheduler's second user, which ends connections.
+CUTTER = "cutter"
 
 
 def service_user(service: str) -> tuple[list[str], list[str]]:
@@ -68,9 +88,12 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
         f"{InstanceStarted.name}.{node}",
         f"{InstanceStopped.name}.{node}",
         f"{RolloutFinished.name}.{node}",
+        f"{JobFinished.name}.{node}",
+        f"{JobOutput.name}.{node}",
         f"$KV.endpoints.*.{node}",
         "$JS.API.STREAM.INFO.KV_endpoints",
         f"$JS.API.CONSUMER.CREATE.KV_desired.*.$KV.desired.{node}.>",
+        f"$JS.API.CONSUMER.CREATE.KV_jobs.*.$KV.jobs.{node}.>",
         "$JS.API.CONSUMER.CREATE.KV_routes.*.$KV.routes.>",
     ]
     return publish, [f"_INBOX_{node_name(node)}.>"]
@@ -81,16 +104,50 @@ def node_name(node: str) -> str:
 
 
 def nats_config(
-    password: Callable[[str], str], *, services: Sequence[str] = SERVICES, nodes: Sequence[str] = ()
+    password: Callable[[str], str],
+    *,
+    services: Sequence[str] = SERVICES,
+    nodes: Sequence[str] = (),
+    issuer: str | None = None,
 ) -> str:
-    """The `authorization` block of nats-server; `password` gives each user's."""
-    users = []
-    for service in services:
-        users.append(_user(service, password(service), *service_user(service)))
-    for node in nodes:
-        users.append(_user(node_name(node), password(node_name(node)), *node_user(node)))
+    """What nats-server is told of users; `password` gives each one's, `issuer` the public key of who decides
+    about every user that is not listed (`runtime.issuer`)."""
+    return render(nats_users(password, services=services, nodes=nodes, issuer=issuer))
+
+
+def nats_users(
+    password: Callable[[str], str],
+    *,
+    services: Sequence[str] = SERVICES,
+    nodes: Sequence[str] = (),
+    issuer: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    users = [_user(service, password(service), *service_user(service)) for service in services]
+    users += [_user(node_name(node), password(node_name(node)), *node_user(node)) for node in nodes]
     # A reply to a question goes to the asker's inbox, which nobody else may publish to.
-    return "authorization: " + json.dumps({"timeout": 5, "users": users}, indent=2) + "\n"
+    authorization: dict[str, Any] = {"timeout": 5, "users": users}
+    config: dict[str, dict[str, Any]] = {"authorization": authorization}
+    if issuer is not None:
+        listed = [user["user"] for user in users]
+        authorization["auth_callout"] = {"issuer": issuer, "auth_users": [*listed, CUTTER]}
+        config["accounts"] = {"$SYS": {"users": [_cutter(password(CUTTER))]}}
+    return config
+
+
+def render(config: dict[str, dict[str, Any]]) -> str:
+    return "".join(f"{name}: {json.dumps(value, indent=2)}\n" for name, value in config.items())
+
+
+def _cutter(password: str) -> dict[str, Any]:
+    """Finds the connections of a removed node, and ends them; nothing else of the server's own account."""
+    return {
+        "user": CUTTER,
+        "password": password,
+        "permissions": {
+            "publish": {"allow": ["$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"]},
+            "subscribe": {"allow": [f"_INBOX_{CUTTER}.>"]},
+        },
+    }
 
 
 def _user(name: str, password: str, publish: list[str], subscribe: list[str]) -> dict[str, Any]:

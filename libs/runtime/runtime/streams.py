@@ -9,7 +9,9 @@ DAY = 86_400
 EVENT_STREAM = "EVENTS"
 # A consumer away for longer heals from the owner's snapshot; inboxes remember a day longer than this.
 EVENT_AGE_DAYS = 7
-BUCKETS = ("desired", "routes", "endpoints")
+BUCKETS = ("desired", "routes", "endpoints", "jobs")
+# The keys of jobs are never used again; without an age their graves would pile up. None lives for a day.
+_AGES = {"jobs": 3 * DAY}
 
 
 def event_subjects() -> list[str]:
@@ -43,4 +45,6 @@ async def declare(js: JetStreamContext) -> None:
         try:
             await js.key_value(bucket)
         except BucketNotFoundError:
-            await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE))
+            await js.create_key_value(
+                KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE, ttl=_AGES.get(bucket))
+            )

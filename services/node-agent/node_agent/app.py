@@ -2,8 +2,8 @@
 
 import asyncio
 
-from contracts.events import InstanceStarted, InstanceStopped, RolloutFinished
-from contracts.reports import NodeHeartbeat
+from contracts.events import InstanceStarted, InstanceStopped, JobFinished, RolloutFinished
+from contracts.reports import JobOutput, NodeHeartbeat
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 
@@ -17,6 +17,7 @@ from node_agent.firewall_rules import Policy
 from node_agent.heartbeat import Heart
 from node_agent.images import Images
 from node_agent.ingress import Proxy, TraefikProxy
+from node_agent.jobs import Jobs
 from node_agent.journal import Journal
 from node_agent.machine import Machine, Share
 from node_agent.node import Node
@@ -58,7 +59,8 @@ def create(
         environment=Environment(name, lambda: runtime.settings.seal_key_of_node(name)),
         starts=asyncio.Semaphore(settings.starts),
     )
-    node = Node(site)
+    jobs = Jobs(site, folder, bus.report)
+    node = Node(site, jobs)
     share = Share(settings.cpu_millis, settings.memory_mb, settings.disk_mb)
     heart = Heart(site, settings.region, Machine(share, runtime.settings.state), node.healthy, bus.report)
     heartbeat = Loop("heartbeat", heart.beat, every=settings.heartbeat_seconds)
@@ -72,11 +74,12 @@ def create(
 
     return Service(
         name="node-agent",
-        publishes=(InstanceStarted, InstanceStopped, RolloutFinished),
-        reports=(NodeHeartbeat,),
+        publishes=(InstanceStarted, InstanceStopped, RolloutFinished, JobFinished),
+        reports=(NodeHeartbeat, JobOutput),
         without_bus=True,
         loops=[
             Loop("desired", lambda: node.follow_desired(bus.bucket("desired")), every=None),
+            Loop("jobs", lambda: jobs.follow(bus.bucket("jobs")), every=None),
             Loop("routes", lambda: node.follow_routes(bus.bucket("routes")), every=None),
             Loop("engine", node.follow_engine, every=None),
             Loop("reconcile", node.reconcile, every=settings.reconcile_seconds),

@@ -18,7 +18,17 @@ from contracts.errors import InvalidInput, NotFound, ProviderFailed, Unavailable
 
 from node_agent import labels
 from node_agent.docker_networks import Networks
-from node_agent.engine import Blueprint, Credentials, EngineEvent, EngineInfo, Instance, State, Usage
+from node_agent.docker_streams import DockerSession, connect
+from node_agent.engine import (
+    Blueprint,
+    Credentials,
+    Ending,
+    EngineEvent,
+    EngineInfo,
+    Instance,
+    State,
+    Usage,
+)
 from node_agent.firewall import Firewall
 
 if TYPE_CHECKING:
@@ -42,6 +52,7 @@ _STATES: dict[str, State] = {
     "dead": "exited",
 }
 _EVENTS = {"start": "started", "die": "died", "destroy": "removed"}
+_OUT_OF_MEMORY = "oom"
 _EXIT_CODE = re.compile(r"\((\d+)\)")
 
 
@@ -177,6 +188,8 @@ class DockerEngine:
             healthcheck={"test": ["NONE"]},
             hostname=str(blueprint.identity.slot).replace(".", "-"),
             environment={"HOME": "/tmp", **blueprint.environment},  # noqa: S108
+            tty=blueprint.terminal,
+            stdin_open=blueprint.terminal,
             labels={**self._own, **labels.labels_of(blueprint.identity), labels.ADDRESS: address},
             networking_config=client.create_networking_config(
                 {network: client.create_endpoint_config(ipv4_address=address)}
@@ -192,7 +205,7 @@ class DockerEngine:
                 memswap_limit=memory,
                 nano_cpus=limits.cpu_millis * 1_000_000,
                 pids_limit=limits.pids,
-                restart_policy={"Name": "unless-stopped"},
+                restart_policy={"Name": "unless-stopped" if blueprint.identity.job is None else "no"},
                 tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={self._tmp_mb}m"},  # noqa: S108
                 log_config={"type": "json-file", "config": {"max-size": "10m", "max-file": "3"}},
             ),
@@ -222,7 +235,21 @@ class DockerEngine:
     async def instances(self, workload: str | None = None) -> tuple[Instance, ...]:
         more = [] if workload is None else [f"{labels.WORKLOAD}={workload}"]
         found = await self._call(lambda client: self._containers(client, *more))
+        return tuple(
+            instance
+            for one in found
+            if labels.JOB not in one["Labels"] and (instance := _instance(one)) is not None
+        )
+
+    async def jobs(self) -> tuple[Instance, ...]:
+        found = await self._call(lambda client: self._containers(client, labels.JOB))
         return tuple(instance for one in found if (instance := _instance(one)) is not None)
+
+    async def ending(self, instance: str) -> Ending | None:
+        state = (await self._call(lambda client: client.inspect_container(self._name(instance))))["State"]
+        if state["Status"] not in ("exited", "dead", "restarting"):
+            return None
+        return Ending(int(state["ExitCode"]), bool(state["OOMKilled"]))
 
     def _containers(self, client: Any, *more: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = client.containers(
@@ -235,6 +262,51 @@ class DockerEngine:
             lambda client: client.logs(self._name(instance), stdout=True, stderr=True, tail=lines)
         )
         return tuple(text[-_LOG_TAIL_BYTES:].decode(errors="replace").splitlines()[-lines:])
+
+    # --- streams -----------------------------------------------------------------------------------
+
+    async def output(self, instance: str) -> DockerSession:
+        terminal = await self._call(
+            lambda client: bool(client.inspect_container(self._name(instance))["Config"]["Tty"])
+        )
+        path = await self._path(f"/containers/{self._name(instance)}/logs?follow=1&stdout=1&stderr=1")
+        return DockerSession(*await connect(self._url, "GET", path), terminal=terminal)
+
+    async def attach(self, instance: str) -> DockerSession:
+        name = self._name(instance)
+
+        async def resize(rows: int, columns: int) -> None:
+            await self._call(lambda client: client.resize(name, height=rows, width=columns))
+
+        path = await self._path(f"/containers/{name}/attach?stream=1&stdin=1&stdout=1&stderr=1")
+        return DockerSession(
+            *await connect(self._url, "POST", path, {}), terminal=True, resizing=resize
+        )
+
+    async def execute(
+        self, instance: str, command: tuple[str, ...], environment: dict[str, str], *, terminal: bool
+    ) -> DockerSession:
+        name = self._name(instance)
+        made: str = await self._call(
+            lambda client: client.exec_create(
+                name, list(command), stdin=True, tty=terminal, environment=environment
+            )["Id"]
+        )
+
+        async def resize(rows: int, columns: int) -> None:
+            await self._call(lambda client: client.exec_resize(made, height=rows, width=columns))
+
+        async def ending() -> int | None:
+            code = (await self._call(lambda client: client.exec_inspect(made)))["ExitCode"]
+            return None if code is None else int(code)
+
+        path = await self._path(f"/exec/{made}/start")
+        stream = await connect(self._url, "POST", path, {"Detach": False, "Tty": terminal})
+        return DockerSession(*stream, terminal=terminal, resizing=resize, ending=ending)
+
+    async def _path(self, path: str) -> str:
+        version: str = await self._call(lambda client: client.api_version)
+        return f"/v{version}{path}"
 
     async def usage(self, instance: str) -> Usage:
         def read(client: Any) -> Usage:
@@ -262,7 +334,11 @@ class DockerEngine:
         stream = await self._call(
             lambda client: client.events(
                 decode=True,
-                filters={"type": "container", "event": list(_EVENTS), "label": self._filters()},
+                filters={
+                    "type": "container",
+                    "event": [*_EVENTS, _OUT_OF_MEMORY],
+                    "label": self._filters(),
+                },
             )
         )
 
@@ -280,14 +356,26 @@ class DockerEngine:
         reader.start()
         try:
             yield None
+            starved: set[str] = set()
             while (event := await queue.get()) is not None:
                 attributes = event["Actor"]["Attributes"]
+                instance = attributes[labels.INSTANCE]
+                if labels.JOB in attributes:
+                    continue
+                if event["Action"] == _OUT_OF_MEMORY:
+                    starved.add(instance)
+                    continue
+                kind = _EVENTS[event["Action"]]
                 code = attributes.get("exitCode")
+                # The kernel may have killed a child long before: only who dies of SIGKILL died of that.
+                out_of_memory = kind == "died" and instance in starved and code == "137"
+                starved.discard(instance)
                 yield EngineEvent(
-                    _EVENTS[event["Action"]],  # type: ignore[arg-type]
-                    attributes[labels.INSTANCE],
+                    kind,  # type: ignore[arg-type]
+                    instance,
                     attributes[labels.WORKLOAD],
                     None if code is None else int(code),
+                    out_of_memory,
                 )
         finally:
             stream.close()

@@ -29,9 +29,13 @@ class Identity:
     port: int
     health: HealthCheck
     grace_seconds: float
+    # It runs once, for this job, and is no replica of anything.
+    job: str | None = None
 
     @classmethod
-    def of(cls, spec: WorkloadSpec, slot: Slot, instance: str, started_at: datetime) -> "Identity":
+    def of(
+        cls, spec: WorkloadSpec, slot: Slot, instance: str, started_at: datetime, job: str | None = None
+    ) -> "Identity":
         return cls(
             instance=instance,
             workload=spec.id,
@@ -45,12 +49,16 @@ class Identity:
             port=spec.port,
             health=spec.health,
             grace_seconds=spec.grace_seconds,
+            job=job,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """An instance to be made. `command` runs in a shell inside it; none means what the image says."""
+    """An instance to be made. `command` runs in a shell inside it; none means what the image says.
+
+    That of a job is not started again when it ends. `terminal`: somebody will sit in front of it.
+    """
 
     identity: Identity
     image: str
@@ -58,6 +66,7 @@ class Blueprint:
     uid: int
     limits: Limits
     environment: dict[str, str] = field(default_factory=dict)
+    terminal: bool = False
 
 
 # "restarting": it ended and the engine is about to start it again by itself.
@@ -80,6 +89,41 @@ class EngineEvent:
     instance: str
     workload: str
     exit_code: int | None = None
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an instance that does not run ended last."""
+
+    exit_code: int
+    out_of_memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class Session(Protocol):
+    """What a process says, and, where it listens, what it is told. A terminal has one stream only."""
+
+    async def read(self) -> Chunk | None:
+        """None at the end."""
+        ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def end_input(self) -> None: ...
+
+    async def resize(self, rows: int, columns: int) -> None: ...
+
+    async def exit_code(self) -> int | None:
+        """Of what was begun with the session, after its end."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +178,29 @@ class ContainerEngine(Protocol):
         """Whatever its state; nothing happens when it is gone. Takes along what only it used."""
 
     async def instances(self, workload: str | None = None) -> tuple[Instance, ...]:
-        """Every instance of this node, or of one workload on it."""
+        """Every instance of this node, or of one workload on it; none that runs for a job."""
+        ...
+
+    async def jobs(self) -> tuple[Instance, ...]:
+        """Every instance that runs, or ran, for a job."""
+        ...
+
+    async def ending(self, instance: str) -> Ending | None:
+        """None while it runs, and for one that has not run yet."""
+        ...
+
+    async def output(self, instance: str) -> Session:
+        """All that a started instance has said and says, to its end; it cannot be told anything."""
+        ...
+
+    async def attach(self, instance: str) -> Session:
+        """The terminal of an instance that is not started yet."""
+        ...
+
+    async def execute(
+        self, instance: str, command: tuple[str, ...], environment: dict[str, str], *, terminal: bool
+    ) -> Session:
+        """Another process inside a running instance, as its user."""
         ...
 
     async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]: ...

@@ -19,6 +19,7 @@ WORKLOAD = "berth.workload"
 INSTANCE = "berth.instance"
 ORGANIZATION = "berth.organization"
 ADDRESS = "berth.address"
+JOB = "berth.job"
 
 
 def labels_of(identity: Identity) -> dict[str, str]:
@@ -38,6 +39,8 @@ def labels_of(identity: Identity) -> dict[str, str]:
     }
     if identity.deployment is not None:
         labels["berth.deployment"] = identity.deployment
+    if identity.job is not None:
+        labels[JOB] = identity.job
     return labels
 
 
@@ -56,6 +59,7 @@ def identity_from(labels: Mapping[str, str]) -> Identity:
             port=int(labels["berth.port"]),
             health=HealthCheck.model_validate_json(labels["berth.health"]),
             grace_seconds=float(labels["berth.grace"]),
+            job=labels.get(JOB),
         )
     except (KeyError, ValueError, ValidationError) as error:
         raise InvalidInput(f"not the labels of an instance: {error}") from error

@@ -12,6 +12,7 @@ from contracts.errors import BerthError, Unavailable
 from runtime.bucket import Bucket
 
 from node_agent.engine import EngineEvent, Instance
+from node_agent.jobs import Jobs
 from node_agent.rollout import Keeper
 from node_agent.site import Site
 
@@ -21,15 +22,16 @@ _MIB = 1024 * 1024
 
 
 class Node:
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, jobs: Jobs) -> None:
         self._site = site
+        self._jobs = jobs
         self._keepers: dict[str, Keeper] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._strangers: set[str] = set()
 
     async def open(self) -> None:
         site = self._site
-        for shelf in (site.desired, site.routes, site.journal, site.tenures):
+        for shelf in (site.desired, site.routes, site.journal, site.tenures, self._jobs):
             await asyncio.to_thread(shelf.open)
         await site.proxy.open()
         try:
@@ -38,6 +40,7 @@ class Node:
         except Unavailable as error:
             log.warning("the engine is not ready", error=error.message)
         site.departures.resume()
+        self._jobs.resume()
         for workload in site.desired.workloads():
             if not site.desired[workload].gone:
                 self._keeper(workload)
@@ -55,6 +58,7 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._jobs.close()
         await self._site.departures.close()
         await self._site.images.close()
         await self._site.engine.close()

@@ -7,17 +7,36 @@ from contracts.events import (
     AppChanged,
     AppDeleted,
     InstanceStopped,
+    JobCancelled,
+    JobEnded,
+    JobFinished,
+    JobPlaced,
+    JobRequested,
     PlacementBlocked,
     PlacementDecided,
 )
-from contracts.queries import AllNodes, RegionsWithRoom
+from contracts.queries import (
+    AllNodes,
+    JoinTokenMade,
+    JoinTokenRevoked,
+    JoinTokens,
+    NodeChanged,
+    NodeJoined,
+    NodeOf,
+    NodeRemoved,
+    RegionsWithRoom,
+)
 from contracts.reports import NodeHeartbeat
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service, many
 
 from scheduler import queries
+from scheduler.administration import Administration
 from scheduler.departures import Departures
-from scheduler.nodes import LOOK_SECONDS, Nodes
+from scheduler.door import Door
+from scheduler.jobs import Jobs
+from scheduler.joining import Joining
+from scheduler.nodes import LOOK_SECONDS, SAMPLE_SECONDS, Nodes
 from scheduler.place import Placing
 from scheduler.projection import Projection
 from scheduler.settings import SchedulerSettings
@@ -29,20 +48,34 @@ def create(runtime: Runtime) -> Service:
     projection = Projection(runtime)
     project = Loop("project", projection.project, every=5.0)
     place = Loop("place", Placing(runtime, project.nudge).place, every=5.0)
+    work = Loop("jobs", lambda: jobs.work(), every=2.0)
+    jobs = Jobs(runtime, projection.variables, work.nudge)
     workloads = Workloads(runtime, place.nudge)
     departures = Departures(place.nudge)
     nodes = Nodes(runtime, departures, settings.offline_seconds, place.nudge)
+    door, joining = Door(runtime), Joining(runtime)
+    administration = Administration(runtime, door, place.nudge)
     return Service(
         name="scheduler",
         handles={
             AppChanged: many(workloads.changed),
             AppDeleted: many(workloads.changed),
             InstanceStopped: many(departures.stopped),
+            JobRequested: jobs.requested,
+            JobCancelled: jobs.cancelled,
+            JobFinished: jobs.finished,
         },
-        publishes=(PlacementDecided, PlacementBlocked, AlertRaised),
+        publishes=(PlacementDecided, PlacementBlocked, JobPlaced, JobEnded, AlertRaised),
         answers={
             RegionsWithRoom: functools.partial(queries.regions, runtime, settings),
             AllNodes: functools.partial(queries.all_nodes, runtime),
+            NodeOf: functools.partial(queries.node_detail, runtime),
+            NodeChanged: administration.change,
+            NodeRemoved: administration.remove,
+            JoinTokenMade: joining.make,
+            JoinTokens: joining.tokens,
+            JoinTokenRevoked: joining.revoke,
+            NodeJoined: joining.join,
         },
         listens={NodeHeartbeat: nodes.heard},
         loops=[
@@ -50,7 +83,16 @@ def create(runtime: Runtime) -> Service:
             project,
             Loop("look", nodes.look, every=LOOK_SECONDS),
             Loop("heal", workloads.heal, every=60.0),
+            work,
+            Loop("forget jobs", jobs.forget, every=3600.0),
             Loop("survey", projection.watch, every=5.0),
             Loop("forget", projection.forget, every=60.0),
+            administration.drains,
+            Loop("door", door.judge, every=None),
+            Loop("cut", door.watch, every=5.0),
+            Loop("sample", nodes.sample, every=SAMPLE_SECONDS / 2),
+            Loop("thin", nodes.thin, every=3600.0),
+            Loop("tokens", joining.forget, every=3600.0),
         ],
+        on_start=door.open,
     )

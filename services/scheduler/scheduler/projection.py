@@ -123,7 +123,7 @@ class Projection:
             node=node,
             revision=revision,
             spec=known.model_copy(update={"variables": None}),
-            variables=self._for_node(node, known),
+            variables=self.variables(node, known),
             slots=tuple(Slot(process=p, index=i) for p, i in zip(processes, indexes, strict=True)),
         )
         content, key = value.model_dump_json().encode(), key_of(node, workload)
@@ -139,7 +139,7 @@ class Projection:
                 continue
         raise Unavailable(f"others keep writing {key}")
 
-    def _for_node(self, node: str, spec: WorkloadSpec) -> str | None:
+    def variables(self, node: str, spec: WorkloadSpec) -> str | None:
         """Its variables, sealed anew so that they open on this node and on no other."""
         if spec.variables is None:
             return None

@@ -62,6 +62,8 @@ class NodeRow(Base):
     # Takes no new work; and gives away what it has.
     disabled: Mapped[bool] = mapped_column(server_default=text("false"))
     draining: Mapped[bool] = mapped_column(server_default=text("false"))
+    # The slots it had when it began to give them away.
+    drain_total: Mapped[int | None] = mapped_column(BigInteger)
     labels: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
     agent: Mapped[str] = mapped_column(Text, server_default=text("''"))
     # Times it fell silent lately, and the last of them. One that comes back is given new work only from
@@ -69,6 +71,11 @@ class NodeRow(Base):
     outages: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     outage_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     trusted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    # What its engine and its machine can run; null: it does not say.
+    architecture: Mapped[str | None] = mapped_column(Text)
+    runtimes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    # What runs here has to be looked at again: it fell silent, or is to be emptied.
+    evacuate: Mapped[bool] = mapped_column(server_default=text("false"))
     # The resources an alert stands for.
     pressed: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     __table_args__ = (
@@ -82,6 +89,7 @@ class NodeRow(Base):
             name="oversubscribe",
         ),
         Index("node_region", "region"),
+        Index("node_evacuate", "name", postgresql_where=text("evacuate")),
     )
 
 
@@ -159,6 +167,8 @@ class WorkloadRow(Base):
     # region by then: as soon as that differs, it is worth another look.
     blocked: Mapped[dict[str, str] | None] = mapped_column(JSONB)
     blocked_returned: Mapped[int | None] = mapped_column(BigInteger)
+    # The node its volumes are on: it runs nowhere else.
+    bound: Mapped[str | None] = mapped_column(Text)
     # The newest generation the others have been told the outcome of.
     told_generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     __table_args__ = (
@@ -178,6 +188,8 @@ class PlacementRow(Base):
     disk_mb: Mapped[int] = mapped_column(BigInteger)
     # The revision that told the slot to leave. What it reserves stays reserved until nothing of it runs.
     leaving: Mapped[int | None] = mapped_column(BigInteger)
+    # The slot has another place: it leaves this one as soon as it runs on that node.
+    relieved_by: Mapped[str | None] = mapped_column(Text)
     __table_args__ = (
         Index(
             "placement_slot",
@@ -185,8 +197,14 @@ class PlacementRow(Base):
             "process",
             "index",
             unique=True,
-            postgresql_where=text("leaving is null"),
+            postgresql_where=text("leaving is null and relieved_by is null"),
         ),
+        Index(
+            "placement_relieved",
+            "relieved_by",
+            postgresql_where=text("relieved_by is not null and leaving is null"),
+        ),
+        Index("placement_node", "node", postgresql_where=text("leaving is null")),
         Index("placement_leaving", "node", postgresql_where=text("leaving is not null")),
     )
 
@@ -207,4 +225,39 @@ class ProjectionRow(Base):
         Index("projection_workload", "workload"),
         Index("projection_unwritten", "node", postgresql_where=text("written < revision")),
         Index("projection_empty", "node", postgresql_where=text("slots = 0")),
+    )
+
+
+class JobRow(Base):
+    """One-off work, its room and its node. An ended one is kept for a while, to be told again."""
+
+    __tablename__ = "job"
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    organization: Mapped[str] = mapped_column(Text)
+    workload: Mapped[str] = mapped_column(Text)
+    region: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    # The job as it was asked for.
+    body: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    state: Mapped[str] = mapped_column(Text)
+    # Never another one: that would be a second begin.
+    node: Mapped[str | None] = mapped_column(Text)
+    cpu_millis: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    memory_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    disk_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    cancelled: Mapped[bool] = mapped_column(server_default=text("false"))
+    start_before: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    # When it has run for as long as it may.
+    deadline: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    # It stands in the bucket as it is here; and its key is gone again.
+    written: Mapped[bool] = mapped_column(server_default=text("false"))
+    removed: Mapped[bool] = mapped_column(server_default=text("false"))
+    ending: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    ended_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    __table_args__ = (
+        CheckConstraint("state in ('waiting', 'placed', 'ended')", name="state"),
+        Index("job_open", "workload", postgresql_where=text("state <> 'ended'")),
+        Index(
+            "job_unremoved", "id", postgresql_where=text("state = 'ended' and not removed")
+        ),
     )

@@ -1,0 +1,309 @@
+"""One-off work: gives each job room and a node, tells that node, and says once how the job ended.
+
+Invariant: a job is given to one node for good, so that nobody begins it twice; its room is given back when it
+has ended, and it always ends: by its node's word, or when no word is to be expected any more. Called by `app`
+for events and as loops.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from contracts.errors import Unavailable
+from contracts.events import JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
+from contracts.ids import new_id
+from contracts.jobs import Job, NodeJob
+from contracts.workload import NodeWorkload, Slot, WorkloadSpec
+from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
+from runtime.runtime import Runtime
+from runtime.store import PLATFORM, Tx
+
+from scheduler.fleet import Room
+from scheduler.tables import JobRow
+
+BATCH = 100
+# A node that works says so long before; only one that is gone for good, or has lost the job, does not.
+OVERDUE = timedelta(seconds=120)
+KEPT = timedelta(days=7)
+
+# Release phases of one app run one after the other: two migrations at once would ruin its data.
+_WAITING = """
+select j.id from job j where j.state = 'waiting' and not exists (
+    select from job before where before.workload = j.workload and before.kind = 'release'
+        and j.kind = 'release' and before.state <> 'ended' and before.id < j.id
+)
+order by j.id limit %s
+"""
+
+_PLACE = """
+with chosen as (
+    select n.name from node n
+    where n.region = %(region)s and n.status = 'online' and not n.disabled and not n.draining
+        and n.labels @> %(labels)s
+        and n.free_cpu_millis - n.reserve * n.cpu_millis >= %(cpu)s
+        and n.free_memory_mb - n.reserve * n.memory_mb >= %(memory)s
+        and n.free_disk_mb - n.reserve * n.disk_mb >= %(disk)s
+    order by exists (
+            select from placement p
+            where p.workload = %(workload)s and p.node = n.name and p.leaving is null
+        ) desc,
+        n.reserved_memory_mb::float8 / greatest(n.memory_mb, 1)
+            + n.reserved_cpu_millis::float8 / greatest(n.cpu_millis, 1), n.name
+    limit 1 for no key update of n
+)
+update node n set
+    reserved_cpu_millis = n.reserved_cpu_millis + %(cpu)s,
+    reserved_memory_mb = n.reserved_memory_mb + %(memory)s,
+    reserved_disk_mb = n.reserved_disk_mb + %(disk)s,
+    free_cpu_millis = n.free_cpu_millis - %(cpu)s,
+    free_memory_mb = n.free_memory_mb - %(memory)s,
+    free_disk_mb = n.free_disk_mb - %(disk)s
+from chosen where n.name = chosen.name returning n.name
+"""
+
+_GIVE_BACK = """
+update node n set
+    reserved_cpu_millis = greatest(0, n.reserved_cpu_millis - %(cpu)s),
+    reserved_memory_mb = greatest(0, n.reserved_memory_mb - %(memory)s),
+    reserved_disk_mb = greatest(0, n.reserved_disk_mb - %(disk)s),
+    free_cpu_millis = greatest(0, n.cpu_millis - greatest(0, n.reserved_cpu_millis - %(cpu)s)),
+    free_memory_mb = greatest(0, n.memory_mb - greatest(0, n.reserved_memory_mb - %(memory)s)),
+    free_disk_mb = greatest(0, n.disk_mb - greatest(0, n.reserved_disk_mb - %(disk)s)),
+    returned = n.returned + 1
+where n.name = %(node)s
+"""
+
+_SHORT = """
+select name, status, disabled or draining, free_memory_mb, free_cpu_millis from node
+where region = %s order by name limit 20
+"""
+
+_OVERDUE = """
+select j.id from job j left join node n on n.name = j.node where j.state = 'placed' and (
+    j.deadline < %s
+    or (j.start_before < %s and (n.name is null or n.status = 'offline'))
+) order by j.id limit %s
+"""
+
+_UNWRITTEN = "select id from job where not written and state = 'placed' order by id limit %s"
+_KEYS = "select node, id from job where not removed and state = 'ended' and node is not null limit %s"
+_REMOVED = "update job set removed = true where id = any(%s)"
+_SAY_ALL_AGAIN = "update job set written = false where state = 'placed' and written"
+_FORGET = "delete from job where state = 'ended' and removed and ended_at < %s"
+
+
+class Jobs:
+    def __init__(
+        self,
+        runtime: Runtime,
+        variables: Callable[[str, WorkloadSpec], str | None],
+        nudge: Callable[[], None],
+    ) -> None:
+        """`variables`: those of a specification, sealed for a node."""
+        self._runtime = runtime
+        self._variables = variables
+        self._nudge = nudge
+        self._bucket = runtime.bus.bucket("jobs")
+        self._connection: int | None = None
+
+    # --- what is said of jobs ----------------------------------------------------------------------
+
+    async def requested(self, event: JobRequested, tx: Tx) -> None:
+        job = event.job
+        known = await tx.get(JobRow, job.id, lock=True)
+        if known is None:
+            tx.add(
+                JobRow(
+                    id=job.id,
+                    organization=job.spec.organization,
+                    workload=job.spec.id,
+                    region=job.spec.region,
+                    kind=job.kind,
+                    body=job.model_dump(mode="json"),
+                    state="waiting",
+                    start_before=job.start_before,
+                    deadline=job.start_before + timedelta(seconds=job.timeout_seconds),
+                )
+            )
+            tx.after_commit(self._nudge)
+        elif known.ending is not None:
+            # Whoever asks again has not heard.
+            ended = JobEnded.model_validate(known.ending)
+            tx.publish(ended.model_copy(update={"id": new_id("evt"), "at": event.at}))
+        elif known.node is not None:
+            tx.publish(_placed(known, known.node))
+
+    async def cancelled(self, event: JobCancelled, tx: Tx) -> None:
+        row = await tx.get(JobRow, event.job, lock=True)
+        if row is None or row.state == "ended":
+            return
+        if row.state == "waiting":
+            await self._end(tx, row, outcome="cancelled", words="it was cancelled before it began")
+        else:
+            row.cancelled, row.written = True, False
+            tx.after_commit(self._nudge)
+
+    async def finished(self, event: JobFinished, tx: Tx) -> None:
+        row = await tx.get(JobRow, event.job, lock=True)
+        if row is None or row.state != "placed":
+            return
+        if row.node != event.node:
+            self._runtime.log.warning("another node speaks of a job", job=row.id, node=event.node)
+            return
+        await self._end(
+            tx,
+            row,
+            outcome=event.outcome,
+            exit_code=event.exit_code,
+            words=event.words,
+            seconds=event.seconds,
+            tail=event.tail,
+            lines=event.lines,
+        )
+
+    # --- the loop ----------------------------------------------------------------------------------
+
+    async def work(self) -> bool:
+        """True when there may be more to do."""
+        more = await self._place()
+        await self._reap()
+        await self._project()
+        return more
+
+    async def forget(self) -> None:
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            await connection.execute(_FORGET, (self._runtime.clock.now() - KEPT,))
+
+    async def _place(self) -> bool:
+        waiting = [row[0] for row in await self._read(_WAITING, (BATCH,))]
+        for job in waiting:
+            try:
+                async with self._runtime.store.transaction(PLATFORM) as tx:
+                    row = await tx.get(JobRow, job, lock=True)
+                    if row is not None and row.state == "waiting":
+                        await self._place_one(tx, row)
+            except Unavailable:
+                raise
+            except Exception:
+                # One bad job stops no other.
+                self._runtime.log.exception("a job could not be placed", job=job)
+        return len(waiting) == BATCH
+
+    async def _place_one(self, tx: Tx, row: JobRow) -> None:
+        job = Job.model_validate(row.body)
+        room = Room.of(job.spec.limits)
+        connection = await tx.connection()
+        wanted = {
+            "region": row.region,
+            "workload": row.workload,
+            "labels": Jsonb(dict(job.spec.needs.labels)),
+            **_columns(room),
+        }
+        found = await (await connection.execute(_PLACE, wanted)).fetchone()
+        if found is not None:
+            row.state, row.node = "placed", found[0]
+            row.cpu_millis, row.memory_mb, row.disk_mb = room
+            tx.publish(_placed(row, found[0]))
+            self._runtime.log.info("job placed", job=row.id, kind=row.kind, node=row.node)
+        elif self._runtime.clock.now() >= row.start_before:
+            words = await _why_not(connection, row.region, room)
+            await self._end(tx, row, outcome="not_started", words=words)
+
+    async def _reap(self) -> None:
+        overdue = self._runtime.clock.now() - OVERDUE
+        for (job,) in await self._read(_OVERDUE, (overdue, overdue, BATCH)):
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                row = await tx.get(JobRow, job, lock=True)
+                if row is not None and row.state == "placed":
+                    words = f"its node {row.node} has not said how it ended, and will not any more"
+                    await self._end(tx, row, outcome="lost", words=words)
+
+    async def _end(self, tx: Tx, row: JobRow, **ending: Any) -> None:
+        ended = JobEnded(
+            job=row.id,
+            kind=row.kind,
+            workload=row.workload,
+            organization=row.organization,
+            deployment=row.body["spec"]["deployment"],
+            **ending,
+        )
+        row.state, row.ending = "ended", ended.model_dump(mode="json")
+        row.ended_at = self._runtime.clock.now()
+        if row.node is not None:
+            connection = await tx.connection()
+            room = Room(row.cpu_millis, row.memory_mb, row.disk_mb)
+            await connection.execute(_GIVE_BACK, {"node": row.node, **_columns(room)})
+        tx.publish(ended)
+        tx.after_commit(self._nudge)
+        self._runtime.log.info("job ended", job=row.id, kind=row.kind, outcome=ended.outcome)
+
+    async def _read(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            return await (await (await tx.connection()).execute(sql, parameters)).fetchall()
+
+    # --- the bucket --------------------------------------------------------------------------------
+
+    async def _project(self) -> None:
+        if not self._runtime.bus.connected:
+            return
+        connection = self._runtime.bus.client.stats["reconnects"]
+        if self._connection != connection:
+            # The server may have lost its disk. A node that has a job already passes it over.
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                await (await tx.connection()).execute(_SAY_ALL_AGAIN)
+            self._connection = connection
+        for (job,) in await self._read(_UNWRITTEN, (BATCH,)):
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                row = await tx.get(JobRow, job, lock=True)
+                if row is not None and row.state == "placed" and row.node is not None:
+                    await self._bucket.put(f"{row.node}.{row.id}", self._told(row, row.node))
+                    row.written = True
+        over = await self._read(_KEYS, (BATCH,))
+        if over:
+            await asyncio.gather(*(self._bucket.delete(f"{node}.{job}") for node, job in over))
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                await (await tx.connection()).execute(_REMOVED, ([job for _, job in over],))
+
+    def _told(self, row: JobRow, node: str) -> bytes:
+        job = Job.model_validate(row.body)
+        spec = job.spec.model_copy(update={"variables": None})
+        told = NodeJob(
+            job=job.model_copy(update={"spec": spec}),
+            workload=NodeWorkload(
+                node=node,
+                revision=1,
+                spec=spec,
+                slots=(Slot(process=job.kind, index=0),),
+                variables=self._variables(node, job.spec),
+            ),
+            cancelled=row.cancelled,
+        )
+        return told.model_dump_json().encode()
+
+
+def _placed(row: JobRow, node: str) -> JobPlaced:
+    return JobPlaced(job=row.id, workload=row.workload, organization=row.organization, placed_on=node)
+
+
+def _columns(room: Room) -> dict[str, int]:
+    return {"cpu": room.cpu_millis, "memory": room.memory_mb, "disk": room.disk_mb}
+
+
+async def _why_not(connection: AsyncConnection[Any], region: str, room: Room) -> str:
+    rows: Sequence[Any] = await (await connection.execute(_SHORT, (region,))).fetchall()
+    reasons = []
+    for name, status, closed, memory, cpu in rows:
+        if status != "online":
+            reasons.append(f"{name}: offline")
+        elif closed:
+            reasons.append(f"{name}: takes no new work")
+        elif memory < room.memory_mb:
+            reasons.append(f"{name}: memory short by {room.memory_mb - memory} MB")
+        elif cpu < room.cpu_millis:
+            reasons.append(f"{name}: CPU short by {(room.cpu_millis - cpu) / 1000:g} cores")
+        else:
+            reasons.append(f"{name}: does not suit the app")
+    return f"no node had room for it in time: {'; '.join(reasons) or 'the region has no node'}"

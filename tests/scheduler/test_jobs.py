@@ -1,0 +1,146 @@
+"""One-off work gets room and one node, and comes to an end, whoever falls silent."""
+
+from datetime import timedelta
+from typing import Any
+
+from contracts.events import JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
+from contracts.ids import new_id
+from contracts.jobs import Job, NodeJob
+from contracts.workload import WorkloadSpec
+
+from tests.harness import eventually
+from tests.scheduler.conftest import Stage
+from tests.scheduler.samples import heartbeat, spec
+
+
+def job(stage: Stage, of: WorkloadSpec | None = None, **changes: Any) -> Job:
+    return Job.model_validate(
+        {
+            "id": new_id("job"),
+            "kind": "run",
+            "spec": of or spec(),
+            "command": "echo hello",
+            "timeout_seconds": 60.0,
+            "start_before": stage.harness.clock.now() + timedelta(seconds=60),
+            **changes,
+        }
+    )
+
+
+async def told(stage: Stage, node: str, wanted: Job) -> NodeJob:
+    bucket = stage.bus.bucket("jobs")
+
+    async def look() -> NodeJob | None:
+        entry = await bucket.get(f"{node}.{wanted.id}")
+        return None if entry is None else NodeJob.model_validate_json(entry.value)
+
+    return await eventually(look, what=f"{wanted.id} on {node}")
+
+
+async def ended(stage: Stage, wanted: Job) -> JobEnded:
+    return await stage.harness.event(JobEnded, lambda e: e.job == wanted.id)
+
+
+def finished(of: Job, node: str = "n1", **more: Any) -> JobFinished:
+    return JobFinished(
+        **{
+            "node": node,
+            "job": of.id,
+            "workload": of.spec.id,
+            "organization": of.spec.organization,
+            "outcome": "succeeded",
+            "exit_code": 0,
+            "seconds": 1.5,
+            **more,
+        }
+    )
+
+
+async def free(stage: Stage, node: str = "n1") -> int:
+    [(memory,)] = await stage.runtime.store.read("select free_memory_mb from node where name = %s", (node,))
+    return int(memory)
+
+
+async def test_a_job_gets_room_on_one_node_and_gives_it_back_at_its_end(scheduler: Stage) -> None:
+    await scheduler.joins("n1")
+    before = await free(scheduler)
+    wanted = job(scheduler)
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    found = await told(scheduler, "n1", wanted)
+    assert found.job.command == "echo hello"
+    assert [str(slot) for slot in found.workload.slots] == ["run.1"]
+    assert await free(scheduler) == before - wanted.spec.limits.memory_mb
+    placed = await scheduler.harness.event(JobPlaced, lambda e: e.job == wanted.id)
+    assert placed.placed_on == "n1"
+    # Another node's word does not count, and the same word twice is one end.
+    await scheduler.harness.publish(finished(wanted, "n2", outcome="failed", exit_code=1))
+    await scheduler.harness.publish(finished(wanted), finished(wanted, outcome="failed"))
+    end = await ended(scheduler, wanted)
+    assert (end.outcome, end.exit_code, end.seconds, end.kind) == ("succeeded", 0, 1.5, "run")
+
+    async def gone() -> bool:
+        return await scheduler.bus.bucket("jobs").get(f"n1.{wanted.id}") is None
+
+    await eventually(gone, what="the end of its key")
+    assert await free(scheduler) == before
+    # Whoever asks for it again hears the same end, and nothing is begun again.
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    await scheduler.harness.settle()
+    ends = [e for e in await scheduler.harness.events(JobEnded) if e.job == wanted.id]
+    assert [e.outcome for e in ends] == ["succeeded", "succeeded"]
+    assert await gone()
+
+
+async def test_release_phases_of_an_app_run_one_after_the_other(scheduler: Stage) -> None:
+    await scheduler.joins("n1", memory_mb=100_000)
+    app = spec()
+    first, second = (job(scheduler, app, kind="release") for _ in range(2))
+    first, second = sorted((first, second), key=lambda j: j.id)
+    await scheduler.harness.publish(JobRequested(job=first), JobRequested(job=second))
+    await told(scheduler, "n1", first)
+    await scheduler.harness.settle()
+    assert await scheduler.bus.bucket("jobs").get(f"n1.{second.id}") is None
+    await scheduler.harness.publish(finished(first))
+    await told(scheduler, "n1", second)
+
+
+async def test_a_job_without_room_waits_and_ends_with_the_reason(scheduler: Stage) -> None:
+    await scheduler.joins("n1", memory_mb=64)
+    wanted = job(scheduler)
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    await scheduler.harness.settle()
+    assert await scheduler.harness.events(JobEnded) == []
+    scheduler.harness.clock.advance(61)
+    end = await ended(scheduler, wanted)
+    assert end.outcome == "not_started"
+    assert "n1: memory short by" in str(end.words)
+
+
+async def test_a_job_whose_node_is_gone_for_good_is_lost(scheduler: Stage) -> None:
+    await scheduler.joins("n1")
+    wanted = job(scheduler)
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    await told(scheduler, "n1", wanted)
+    scheduler.harness.clock.advance(60 + 60 + 121)
+    await scheduler.report(heartbeat("n1", boot="another", at=scheduler.harness.clock.now()))
+    assert (await ended(scheduler, wanted)).outcome == "lost"
+
+
+async def test_a_job_is_cancelled_before_it_has_a_node_and_after(scheduler: Stage) -> None:
+    waiting = job(scheduler)
+
+    def cancelled(of: Job) -> JobCancelled:
+        return JobCancelled(job=of.id, workload=of.spec.id, organization=of.spec.organization)
+
+    await scheduler.harness.publish(JobRequested(job=waiting), cancelled(waiting))
+    assert (await ended(scheduler, waiting)).outcome == "cancelled"
+    await scheduler.joins("n1")
+    placed = job(scheduler)
+    await scheduler.harness.publish(JobRequested(job=placed))
+    assert not (await told(scheduler, "n1", placed)).cancelled
+    await scheduler.harness.publish(cancelled(placed))
+
+    async def is_told() -> bool:
+        return (await told(scheduler, "n1", placed)).cancelled
+
+    await eventually(is_told, what="the word of it")
