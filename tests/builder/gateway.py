@@ -26,7 +26,13 @@ from runtime.host import Host
 from tests.builder.archives import packed
 from tests.harness import Harness, eventually
 
-PYTHON = RuntimePreset(name="python-3.11", type="python", version="3.11", image="berth/python:3.11")
+PYTHON = RuntimePreset(
+    name="python-3.11",
+    type="python",
+    version="3.11",
+    image="berth/python:3.11",
+    build_image="berth/python:3.11-build",
+)
 LIMITS = Limits(cpu_millis=500, memory_mb=256, disk_mb=1024)
 _PART = 100
 

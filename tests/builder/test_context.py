@@ -3,7 +3,7 @@ import tarfile
 
 from builder import context
 from builder.context import Survey
-from builder.recipe import Recipe
+from builder.recipes.case import Recipe
 from contracts.archive import ArchiveLimits
 
 from tests.builder.archives import packed, tar

@@ -1,9 +1,16 @@
 import pytest
 from builder.image_builder import StepFailed
-from builder.recipe import Source, choose, render_python, wanted
+from builder.recipe import choose, wanted
+from builder.recipes.case import Recipe, Source
 from contracts.workload import BuildSettings, RuntimePreset
 
-PYTHON = RuntimePreset(name="python-3.11", type="python", version="3.11", image="berth/python:3.11")
+PYTHON = RuntimePreset(
+    name="python-3.11",
+    type="python",
+    version="3.11",
+    image="berth/python:3.11",
+    build_image="berth/python:3.11-build",
+)
 NEWER = RuntimePreset(name="python-3.13", type="python", version="3.13", image="python:3.13-slim")
 NODE = RuntimePreset(name="node-22", type="node", version="22", image="berth/node:22")
 OFFERED = (PYTHON, NEWER, NODE)
@@ -25,44 +32,50 @@ USER root
 WORKDIR /app
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 RUN ["python3", "-m", "venv", "--without-pip", "/opt/venv"]
-COPY source/requirements.txt ./
-RUN ["python3", "-m", "pip", "--python", "/opt/venv/bin/python3", "install", "--requirement", "requirements.txt"]
+COPY ["source/requirements.txt", "./"]
+RUN ["/bin/sh", "-c", "python3 -m pip --python /opt/venv/bin/python3 install --requirement requirements.txt"]
 
 FROM berth/python:3.11
 WORKDIR /app
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PORT=8080
+ENV PORT=8080 PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+ENTRYPOINT []
 USER 1000:1000
 CMD ["/bin/sh", "-c", "gunicorn app:app --bind \\"0.0.0.0:$PORT\\""]
 COPY --from=build /opt/venv /opt/venv
 COPY source/ ./
-"""  # noqa: E501
+"""
+
+
+def rendered(recipe: Recipe) -> str:
+    return recipe.added["Dockerfile"].decode()
 
 
 def test_python_with_requirements() -> None:
-    start = 'gunicorn app:app --bind "0.0.0.0:$PORT"'
-    assert render_python(PYTHON, start, "requirements.txt", whole=False, with_ca=False) == REQUIREMENTS
+    settings = BuildSettings(start_command='gunicorn app:app --bind "0.0.0.0:$PORT"')
+    assert rendered(choose(source(requirements_txt=""), settings, (PYTHON,), None)) == REQUIREMENTS
 
 
 PROJECT = """\
 FROM python:3.13-slim AS build
 USER root
 WORKDIR /app
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 COPY ca.pem /run/berth/ca.pem
-ENV PIP_CERT=/run/berth/ca.pem SSL_CERT_FILE=/run/berth/ca.pem REQUESTS_CA_BUNDLE=/run/berth/ca.pem
+ENV {trust}
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 RUN ["python3", "-m", "venv", "--without-pip", "/opt/venv"]
 COPY dependencies.py /run/berth/dependencies.py
-COPY source/pyproject.toml ./
-RUN python3 /run/berth/dependencies.py > /run/berth/dependencies.txt
-RUN ["python3", "-m", "pip", "--python", "/opt/venv/bin/python3", "install", "--requirement", "/run/berth/dependencies.txt"]
+COPY ["source/pyproject.toml", "./"]
+RUN ["/bin/sh", "-c", "python3 /run/berth/dependencies.py > /run/berth/dependencies.txt"]
+RUN ["/bin/sh", "-c", "python3 -m pip --python /opt/venv/bin/python3 install --requirement /run/berth/dependencies.txt"]
 COPY source/ ./
-RUN mkdir /opt/project && if grep -q '^\\[build-system\\]' pyproject.toml; then python3 -m pip --python /opt/venv/bin/python3 install --no-deps --target /opt/project .; fi
-RUN python manage.py collectstatic
+RUN ["/bin/sh", "-c", "mkdir -p /opt/project/bin && python3 -m pip --python /opt/venv/bin/python3 install --no-deps --target /opt/project ."]
+ENV PATH=/opt/venv/bin:$PATH
+RUN ["/bin/sh", "-c", "python manage.py collectstatic"]
 
 FROM python:3.13-slim
 WORKDIR /app
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PORT=8080
-ENV PATH=/opt/project/bin:$PATH PYTHONPATH=/opt/project
+ENV PORT=8080 PATH=/opt/venv/bin:/opt/project/bin:$PATH PYTHONUNBUFFERED=1 PYTHONPATH=/opt/project
+ENTRYPOINT []
 USER 1000:1000
 CMD ["/bin/sh", "-c", "serve"]
 COPY --from=build /opt/venv /opt/venv
@@ -73,7 +86,10 @@ COPY --from=build /app ./
 
 def test_python_with_project_build_command_and_certificates() -> None:
     preset = NEWER.model_copy(update={"build_command": "python manage.py collectstatic"})
-    assert render_python(preset, "serve", "pyproject.toml", whole=False, with_ca=True) == PROJECT
+    found = source(pyproject_toml="[build-system]\n", Procfile="web: serve")
+    text = rendered(choose(found, BuildSettings(), (preset,), b"PEM"))
+    trust = next(line for line in text.splitlines() if line.startswith("ENV SSL_CERT_FILE"))
+    assert text == PROJECT.format(trust=trust.removeprefix("ENV "))
 
 
 def test_certificates_are_only_in_the_stage_that_is_thrown_away() -> None:
@@ -135,8 +151,8 @@ def test_which_runtime(found: Source, settings: BuildSettings, name: str) -> Non
 
 
 STARTS = {
-    "Procfile": (source(requirements_txt="", Procfile=PROCFILE), "settings", "preset", "gunicorn app:app"),
-    "settings": (source(requirements_txt=""), "settings", "preset", "settings"),
+    "Procfile": (source(requirements_txt="", Procfile=PROCFILE), None, "preset", "gunicorn app:app"),
+    "settings": (source(requirements_txt="", Procfile=PROCFILE), "settings", "preset", "settings"),
     "preset": (source(requirements_txt="", Procfile="worker: w"), None, "preset", "preset"),
 }
 
@@ -173,9 +189,9 @@ FAILURES = {
         source(readme_md=""),
         BuildSettings(),
         OFFERED,
-        "Dockerfile, requirements.txt, pyproject.toml",
+        "Dockerfile; requirements.txt, pyproject.toml",
     ),
-    "scripts without a Procfile": (source(app_py=""), BuildSettings(), OFFERED, "no Procfile"),
+    "scripts without a Procfile": (source(tool_py=""), BuildSettings(), OFFERED, "*.py with a Procfile"),
     "no start": (
         source(requirements_txt=""),
         BuildSettings(),
@@ -219,12 +235,6 @@ FAILURES = {
         (PYTHON.model_copy(update={"image": "a\nRUN evil"}),),
         "no valid image",
     ),
-    "build command of two lines": (
-        source(requirements_txt="", Procfile=PROCFILE),
-        BuildSettings(),
-        (PYTHON.model_copy(update={"build_command": "a\nUSER root"}),),
-        "not one line",
-    ),
 }
 
 
@@ -238,6 +248,11 @@ def test_says_what_is_missing(
     assert words in failed.value.message
 
 
-def test_a_start_command_cannot_leave_its_line() -> None:
-    text = render_python(PYTHON, 'a"\nRUN evil', None, whole=False, with_ca=False)
-    assert 'CMD ["/bin/sh", "-c", "a\\"\\nRUN evil"]' in text.splitlines()
+def test_no_command_can_leave_its_line() -> None:
+    evil = 'a"\nRUN evil \\'
+    settings = BuildSettings(start_command=evil, install_command=evil, build_command=evil)
+    lines = rendered(choose(source(requirements_txt=""), settings, (PYTHON,), None)).splitlines()
+    escaped = r'"a\"\nRUN evil \\"]'
+    assert f'CMD ["/bin/sh", "-c", {escaped}' in lines
+    assert lines.count(f'RUN ["/bin/sh", "-c", {escaped}') == 2
+    assert not any(line.startswith("RUN evil") for line in lines)

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from contracts.archive import ArchiveLimits, entries
 
 from builder.ignore import Ignore
-from builder.recipe import LARGEST_TEXT, Recipe, Source
+from builder.recipes.case import LARGEST_TEXT, Recipe, Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ this module does: what it could take otherwise (quotes, escapes) is refused too.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from builder.image_builder import StepFailed
 
@@ -21,17 +21,21 @@ _REMOTE = ("http://", "https://")
 _QUOTING = "\"'`\\"
 
 
-def bases(text: str) -> tuple[str, ...]:
-    """The images a Dockerfile is built on or copies from, without `scratch` and its own stages."""
-    return _references(_instructions(text))
+def bases(text: str, chosen: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """The images a Dockerfile is built on or copies from, without `scratch` and its own stages.
+
+    `chosen` are the build arguments: they go before what its ARGs say."""
+    return _references(_instructions(text), chosen or {})
 
 
 def triggers(lines: Iterable[str]) -> tuple[str, ...]:
     """The same of the ONBUILD instructions of a base image, which run as if they stood in the Dockerfile."""
-    return _references((0, *_split(line)) for line in lines)
+    return _references(((0, *_split(line)) for line in lines), {})
 
 
-def _references(instructions: Iterable[tuple[int, str, str]]) -> tuple[str, ...]:
+def _references(
+    instructions: Iterable[tuple[int, str, str]], chosen: Mapping[str, str]
+) -> tuple[str, ...]:
     found: dict[str, None] = {}
     stages: list[str] = []
     current: str | None = None
@@ -39,7 +43,7 @@ def _references(instructions: Iterable[tuple[int, str, str]]) -> tuple[str, ...]
     for number, name, rest in instructions:
         match name:
             case "ARG" if current is None:
-                arguments |= _arguments(rest, arguments)
+                arguments |= _arguments(rest, arguments, chosen)
             case "FROM":
                 # A stage is known from the next one on: within itself, its name is an image's.
                 if current is not None:
@@ -92,11 +96,13 @@ def _split(line: str) -> tuple[str, str]:
     return _split(rest) if name == "ONBUILD" and rest else (name, rest)
 
 
-def _arguments(rest: str, known: dict[str, str]) -> dict[str, str]:
+def _arguments(rest: str, known: dict[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
     values: dict[str, str] = {}
     for word in _BLANK.split(rest):
         name, equals, value = word.partition("=")
-        if equals:
+        if name in chosen:
+            values[name] = chosen[name]
+        elif equals:
             if value[:1] in ('"', "'") and value[-1:] == value[:1] and len(value) > 1:
                 value = value[1:-1]
             values[name] = _VARIABLE.sub(lambda match: _value(match, known | values), value)
