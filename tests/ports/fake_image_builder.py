@@ -5,7 +5,7 @@ import hashlib
 import io
 import tarfile
 from collections import defaultdict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import BinaryIO, Literal
 
@@ -61,7 +61,15 @@ class FakeImageBuilder:
         return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
 
     async def build(
-        self, order: Order, context: BinaryIO, dockerfile: str, bases: Collection[str], say: Say
+        self,
+        order: Order,
+        context: BinaryIO,
+        dockerfile: str,
+        bases: Collection[str],
+        say: Say,
+        *,
+        target: str | None = None,
+        arguments: Mapping[str, str] | None = None,
     ) -> BuiltImage:
         self.builds.append(order)
         self.containers.add((order.build, order.attempt))

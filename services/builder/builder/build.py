@@ -185,7 +185,12 @@ class Builds:
         limits = self.settings.source_limits(links=fetched)
         try:
             found = await asyncio.to_thread(
-                context.survey, archive, limits, recipe.wanted(request.build), unwrap=not fetched
+                context.survey,
+                archive,
+                limits,
+                recipe.wanted(request.build),
+                unwrap=not fetched,
+                folder=request.build.folder,
             )
         except (InvalidInput, TooLarge) as error:
             raise StepFailed("source", error.message) from error
@@ -198,7 +203,15 @@ class Builds:
             await writer.write("recipe", "platform", line)
 
         await asyncio.to_thread(context.write, archive, limits, found, chosen, packed)
-        image = await self.images.build(order, packed, chosen.dockerfile, chosen.bases, writer.of("build"))
+        image = await self.images.build(
+            order,
+            packed,
+            chosen.dockerfile,
+            chosen.bases,
+            writer.of("build"),
+            target=chosen.target,
+            arguments=chosen.arguments,
+        )
 
         published = await self.images.publish(order, image, writer.of("image"))
         await writer.write(

@@ -5,6 +5,7 @@ result under a user id of the organization's own, which must be able to read it.
 """
 
 import io
+import posixpath
 import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from contracts.archive import ArchiveLimits, entries
 
 from builder.ignore import Ignore
+from builder.image_builder import StepFailed
 from builder.recipes.case import LARGEST_TEXT, Recipe, Source
 
 
@@ -20,11 +22,20 @@ class Survey:
     source: Source
     files: int
     bytes: int
-    # The folder around everything, with its slash; empty when there is none.
+    # The folder of the app, with its slash; empty when it is the whole archive.
     root: str
 
 
-def survey(archive: BinaryIO, limits: ArchiveLimits, wanted: frozenset[str], *, unwrap: bool) -> Survey:
+def survey(
+    archive: BinaryIO,
+    limits: ArchiveLimits,
+    wanted: frozenset[str],
+    *,
+    unwrap: bool,
+    folder: str | None = None,
+) -> Survey:
+    """`folder`: the app's own, of a source that holds several."""
+    inside = _inside(folder)
     names: list[str] = []
     texts: dict[str, str] = {}
     size = 0
@@ -39,12 +50,18 @@ def survey(archive: BinaryIO, limits: ArchiveLimits, wanted: frozenset[str], *, 
         names.append(entry.name)
         size += entry.info.size
         # Below the first folder only: texts of others would never be asked for.
-        asked = entry.name in wanted or (wrapped and inner in wanted)
+        asked = _below(entry.name, inside) in wanted or (wrapped and _below(inner, inside) in wanted)
         if asked and entry.data is not None and entry.info.size <= LARGEST_TEXT:
             texts[entry.name] = entry.data.read().decode(errors="replace")
-    root = f"{first}/" if wrapped and names else ""
+    root = f"{first}/{inside}" if wrapped and names else inside
+    if inside and not any(name.startswith(root) for name in names):
+        raise StepFailed(
+            "source",
+            f"the source has no folder {folder!r}, which the app names as its own",
+            hint="Correct the folder in the app's build settings; it starts at the root of the source.",
+        )
     source = Source(
-        frozenset(name.removeprefix(root) for name in names),
+        frozenset(name.removeprefix(root) for name in names if name.startswith(root)),
         {name.removeprefix(root): text for name, text in texts.items() if name.startswith(root)},
     )
     return Survey(source, len(names), size, root)
@@ -56,9 +73,10 @@ def write(archive: BinaryIO, limits: ArchiveLimits, survey: Survey, recipe: Reci
         ignored = Ignore(survey.source.texts.get(".dockerignore", ""))
     with tarfile.open(fileobj=into, mode="w") as context:
         for entry in entries(archive, limits):
+            if not entry.name.startswith(survey.root):
+                continue
             name = entry.name.removeprefix(survey.root)
-            folder_around = f"{entry.name}/" == survey.root
-            if folder_around or any(part in recipe.unwanted for part in name.split("/")):
+            if any(part in recipe.unwanted for part in name.split("/")):
                 continue
             # The engine reads these two even when they are to be left out of the image.
             if (
@@ -76,6 +94,17 @@ def write(archive: BinaryIO, limits: ArchiveLimits, survey: Survey, recipe: Reci
     # that a build was given up.
     into.truncate(context.offset)
     into.seek(0)
+
+
+def _inside(folder: str | None) -> str:
+    plain = posixpath.normpath(folder or ".")
+    if plain.startswith(("../", "/")) or plain == "..":
+        raise StepFailed("source", f"the app's folder {folder!r} is not in the source")
+    return "" if plain == "." else f"{plain}/"
+
+
+def _below(name: str, folder: str) -> str:
+    return name.removeprefix(folder) if name.startswith(folder) else ""
 
 
 def _plain(found: tarfile.TarInfo, name: str) -> tarfile.TarInfo:

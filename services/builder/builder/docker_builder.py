@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -39,6 +39,8 @@ PREFIX, BUILD, ATTEMPT = "berth.prefix", "berth.build", "berth.attempt"
 _APPS_IMAGE = re.compile(r"^(?P<place>.+)/(?P<workload>app_[0-9a-z]{26}):(?P<deployment>dep_[0-9a-z]{26})$")
 # A container of a build that no builder knows any more is not swept before it has had time to end by itself.
 _ABANDONED = timedelta(minutes=10)
+# How long a build waits for an image the platform is still making, and how often it looks.
+_MAKING, _LOOK = 600.0, 1.0
 # What the last step of a stopped build is given to leave the network.
 _LEAVING = (0.0, 0.5, 1.0)
 
@@ -85,7 +87,15 @@ class DockerBuilder:
         return await self._git.fetch(labels, repository, into, say)
 
     async def build(
-        self, order: Order, context: BinaryIO, dockerfile: str, bases: Collection[str], say: Say
+        self,
+        order: Order,
+        context: BinaryIO,
+        dockerfile: str,
+        bases: Collection[str],
+        say: Say,
+        *,
+        target: str | None = None,
+        arguments: Mapping[str, str] | None = None,
     ) -> BuiltImage:
         await asyncio.gather(self.ensure_network(), *(self._admit(base, say) for base in bases))
         memory = order.memory_mb * MIB
@@ -98,6 +108,8 @@ class DockerBuilder:
             "cpuperiod": _PERIOD,
             "cpuquota": order.cpu_millis * _PERIOD // 1000,
             "networkmode": self.network,
+            "target": target,
+            "buildargs": dict(arguments or {}),
             # Pruning what has no name does not take a release away.
             "t": f"{self._prefix}/{order.workload}:{order.deployment}",
         }
@@ -171,7 +183,7 @@ class DockerBuilder:
             found = await self._image(base)
             if found is None and base.startswith(OWN):
                 # Whoever has this name in a public registry is not us.
-                raise StepFailed("build", f"the platform has no image {base}")
+                found = await self._made(base, say)
             if found is None:
                 await self._pull(base, say)
                 found = await self._image(base)
@@ -182,6 +194,21 @@ class DockerBuilder:
         inherited = triggers((found or {}).get("Config", {}).get("OnBuild") or ())
         if inherited:
             raise StepFailed("build", f"the base image {base} copies from further images ({inherited[0]})")
+
+    async def _made(self, own: str, say: Say) -> dict[str, Any]:
+        """An image of the platform itself, which may be in the making after a start."""
+        await say("platform", f"Waiting for the platform's image {own}, which is being made.")
+        deadline = self._clock.monotonic() + _MAKING
+        while self._clock.monotonic() < deadline:
+            await self._clock.sleep(_LOOK)
+            found = await self._image(own)
+            if found is not None:
+                return found
+        raise StepFailed(
+            "build",
+            f"the platform has no image {own}",
+            hint="Its operator makes it with `berth images`, or gives the runtime another image.",
+        )
 
     async def _image(self, reference: str) -> dict[str, Any] | None:
         try:

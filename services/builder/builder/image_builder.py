@@ -4,10 +4,11 @@ Everything untrusted (a repository's server, a repository's content, a build's c
 containers that are thrown away. One real implementation, one fake, one suite for both in `tests/ports/`.
 """
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 Step = Literal["source", "recipe", "build", "image"]
 Stream = Literal["stdout", "stderr", "platform"]
@@ -77,15 +78,77 @@ class KeptImage:
     made_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """One the engine has: `config` as it says it, and the digests of its layers' contents, lowest first."""
+
+    id: str
+    config: Mapping[str, Any]
+    layers: tuple[str, ...]
+    architecture: str
+    os: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A program of an image that makes an app, and how it runs; `user` is a user's and a group's number.
+
+    `cache` names the app's own store, which is at `/cache` and there again in its next build; none: nothing
+    is kept.
+    """
+
+    image: FoundImage
+    command: tuple[str, ...]
+    user: int
+    group: int
+    environment: Mapping[str, str]
+    cache: str | None
+
+
+class Workshop(Protocol):
+    """A container of the build's sandbox that is set up, works once, and is thrown away."""
+
+    async def put(self, files: BinaryIO) -> None:
+        """A plain tar, unpacked at the root with the owners it names; before it works."""
+        ...
+
+    async def work(self, say: Say) -> int:
+        """Its exit code."""
+        ...
+
+    async def take(self, path: str, into: BinaryIO, largest: int) -> bool:
+        """A file or folder as a plain tar, after it has worked; False when there is none."""
+        ...
+
+
 class ImageBuilder(Protocol):
     async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> str:
         """Writes the tree as a plain tar; the commit it belongs to."""
         ...
 
     async def build(
-        self, order: Order, context: BinaryIO, dockerfile: str, bases: Collection[str], say: Say
+        self,
+        order: Order,
+        context: BinaryIO,
+        dockerfile: str,
+        bases: Collection[str],
+        say: Say,
+        *,
+        target: str | None = None,
+        arguments: Mapping[str, str] | None = None,
     ) -> BuiltImage:
-        """`context` is a plain tar, `bases` the images its Dockerfile names and the customer chose."""
+        """`context` is a plain tar, `bases` the images its Dockerfile names and the customer chose, `target`
+        the stage that becomes the image, `arguments` what the ARGs are."""
+        ...
+
+    async def find(self, reference: str, say: Say) -> FoundImage:
+        """An image a build may stand on, pulled when it is not there."""
+        ...
+
+    def workshop(self, order: Order, setup: Setup) -> AbstractAsyncContextManager[Workshop]: ...
+
+    async def load(self, order: Order, archive: BinaryIO, image: str, ports: tuple[int, ...]) -> BuiltImage:
+        """`archive` as `image_archive` writes it, `image` the id it has by that."""
         ...
 
     async def publish(self, order: Order, image: BuiltImage, say: Say) -> PublishedImage: ...
