@@ -29,6 +29,9 @@ BODIES: dict[str, Any] = {
     "/api/paas/apps": {"name": "intruder", "plan": "small"},
     "/api/paas/apps/{app}/scale": {"replicas": 1},
     "/api/paas/apps/{app}/deploy": {},
+    "/api/paas/apps/{app}/variables": {"INTRUDER": "was here"},
+    "/api/paas/apps/{app}/volumes": {"name": "intruder", "path": "/intruder", "size_mb": 16},
+    "/api/paas/apps/{app}/volumes/{volume}": {"size_mb": 32},
     "/api/organizations": {"name": "Another"},
     "/api/auth/register": {"email": "x@example.org", "password": "long enough 1", "organization": "X"},
     "/api/auth/login": {"email": "x@example.org", "password": "wrong"},
@@ -42,6 +45,7 @@ BODIES: dict[str, Any] = {
         "monthly": "0",
     },
     "/api/admin/paas/plans/{name}": {"title": "Theirs"},
+    "/api/admin/builds/cache": {"enabled": False},
 }
 
 
@@ -75,6 +79,8 @@ async def victim(here: World) -> dict[str, str]:
     """Somebody with one of everything; its ids, by the names they have in paths."""
     customer = await here.customer()
     app, spec = await here.live(customer, "victims-app")
+    body = {"name": "data", "path": "/data", "size_mb": 16}
+    await customer.call("POST", f"/api/paas/apps/{app}/volumes", json=body)
     assert spec.deployment is not None
     assert customer.organization is not None
     await here.log(spec.deployment, 1, 2, live=False)
@@ -84,6 +90,7 @@ async def victim(here: World) -> dict[str, str]:
         "deployment": spec.deployment,
         "organization": customer.organization,
         "token": customer.token or "",
+        "volume": "data",
         "name": "small",
     }
 

@@ -4,15 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, StringConstraints
 
+from contracts.credentials import Purpose
 from contracts.ids import (
     AppId,
     CreditId,
     DeploymentId,
+    JobId,
     OrganizationId,
     ProjectId,
     SourceId,
     UserId,
 )
+from contracts.jobs import JobKind, JobLine, JobOutcome
 from contracts.model import Model, Moment, Strict
 from contracts.money import Currency, Money
 from contracts.reports import LogLine
@@ -26,6 +29,7 @@ from contracts.workload import (
     Port,
     Process,
     Source,
+    Volume,
 )
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -40,8 +44,13 @@ Amount = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,6})?$")]
 # For the shell of a build or an instance, and no other.
 Command = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=2000)]
 
+VolumeMb = Annotated[int, Field(ge=0, le=1_048_576)]
+
+JobStatus = Literal["queued", "running"] | JobOutcome
 AppStatus = Literal["created", "building", "deploying", "running", "stopped", "suspended", "failed"]
-DeploymentStatus = Literal["queued", "building", "deploying", "blocked", "running", "failed", "superseded"]
+DeploymentStatus = Literal[
+    "queued", "building", "deploying", "blocked", "running", "failed", "superseded", "cancelled"
+]
 
 
 class Problem(Model):
@@ -128,6 +137,8 @@ class PlanView(Model):
     title: str
     limits: Limits
     max_replicas: int
+    # Of all volumes of an app together.
+    volume_mb: int
     hourly: Money
     monthly: Money
     # Names of the runtimes an app on this plan may use.
@@ -155,6 +166,7 @@ class CreatePlan(Strict):
     title: Title
     limits: ChooseLimits
     max_replicas: Annotated[int, Field(ge=1, le=100)]
+    volume_mb: VolumeMb = 10_240
     hourly: Amount
     monthly: Amount
     # None: every runtime, also those to come.
@@ -168,6 +180,7 @@ class ChangePlan(Strict):
     title: Title | None = None
     limits: ChooseLimits | None = None
     max_replicas: Annotated[int, Field(ge=1, le=100)] | None = None
+    volume_mb: VolumeMb | None = None
     hourly: Amount | None = None
     monthly: Amount | None = None
     runtimes: tuple[str, ...] | None = None
@@ -198,7 +211,73 @@ class RegionList(Model):
 class ChooseGit(Strict):
     kind: Literal["git"] = "git"
     url: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+    # A branch, a tag or a whole commit.
     ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}$")] | None = None
+    submodules: bool = False
+
+
+class ChooseImage(Strict):
+    reference: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+
+
+class ChooseDockerfile(Strict):
+    """One that needs no file beside it."""
+
+    text: Annotated[str, StringConstraints(min_length=1, max_length=16 * 1024)]
+
+
+class ChooseToken(Strict):
+    """For a Git server over HTTPS. The host is that of the app's repository where none is named, and the token
+    is told to no other; the user matters to few servers."""
+
+    kind: Literal["token"] = "token"
+    token: Annotated[SecretStr, Field(min_length=1, max_length=4096)]
+    user: Annotated[str, StringConstraints(pattern=r"^[^:\s\x00-\x1f]{1,200}$")] | None = None
+    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:\[\]-]{1,260}$")] | None = None
+
+
+class ChooseKey(Strict):
+    """For a Git server over SSH. Without a private key the app keeps the one it has, or the platform makes
+    one. `host_keys` are the server's own, as known_hosts has them; the host may be left out."""
+
+    kind: Literal["key"] = "key"
+    private_key: Annotated[SecretStr, Field(min_length=1, max_length=16 * 1024)] | None = None
+    host_keys: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=2000)], ...], Field(max_length=20)
+    ] = ()
+
+
+ChooseGitCredential = Annotated[ChooseToken | ChooseKey, Field(discriminator="kind")]
+
+
+class ChooseRegistryLogin(Strict):
+    """The registry is that of the app's image where none is named."""
+
+    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]{1,260}$")] | None = None
+    user: Annotated[str, StringConstraints(pattern=r"^[^:\x00-\x1f]{1,200}$")]
+    password: Annotated[SecretStr, Field(min_length=1, max_length=4096)]
+
+
+class CredentialView(Model):
+    """What may be seen of it. The public key is to be added to the repository as a deploy key."""
+
+    purpose: Purpose
+    kind: Literal["token", "key", "registry"]
+    host: str | None = None
+    user: str | None = None
+    public_key: str | None = None
+    host_keys: tuple[str, ...] = ()
+    made_at: Moment
+
+
+class CredentialList(Model):
+    credentials: tuple[CredentialView, ...]
+
+
+class CustomImages(Strict):
+    """Whether apps may be made of images that the platform has not built."""
+
+    enabled: bool
 
 
 class ChooseBuild(Strict):
@@ -247,7 +326,15 @@ class CreateApp(Strict):
     # None: what the build finds, else 8080.
     port: Port | None = None
     health: ChooseHealth = ChooseHealth()
+    # Where it comes from, one of them; none: what is uploaded.
     git: ChooseGit | None = None
+    image: ChooseImage | None = None
+    dockerfile: ChooseDockerfile | None = None
+    # For a private repository, or a private registry.
+    git_credential: ChooseGitCredential | None = None
+    registry_login: ChooseRegistryLogin | None = None
+    # An app that names where it comes from is deployed at once.
+    deploy: bool = True
     build: ChooseBuild = ChooseBuild()
 
 
@@ -274,12 +361,33 @@ class AppDetail(AppView):
     limits: Limits
     processes: dict[str, Process]
     git: GitSource | None
+    # Where it comes from: what a deployment that chooses nothing takes.
+    source: Source | None
+    # To be added to a private repository.
+    deploy_key: str | None
+    latest_deployment: DeploymentId | None
     build: BuildSettings
 
 
 class AppList(Model):
     apps: tuple[AppView, ...]
     next: str | None
+
+
+class AddVolume(Strict):
+    name: Name
+    path: Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9._-]+){1,8}$", max_length=200)]
+    size_mb: Annotated[int, Field(ge=16, le=1_048_576)]
+    # On the disk of its node, with a key of that node.
+    encrypted: bool = False
+
+
+class GrowVolume(Strict):
+    size_mb: Annotated[int, Field(ge=16, le=1_048_576)]
+
+
+class VolumeList(Model):
+    volumes: tuple[Volume, ...]
 
 
 class OwnedApp(AppView):
@@ -320,9 +428,11 @@ class Scale(Strict):
 
 
 class Deploy(Strict):
-    """Nothing chosen: the app's Git repository, else the source uploaded last."""
+    """At most one is chosen. None: what the app was made of, else the source uploaded last."""
 
     git: ChooseGit | None = None
+    image: ChooseImage | None = None
+    dockerfile: ChooseDockerfile | None = None
     source: SourceId | None = None
 
 
@@ -331,6 +441,47 @@ class SourceView(Model):
     sha256: str
     size: int
     files: int
+
+
+class RunCommand(Strict):
+    """In a new container of the app's image, with its environment and its plan's limits. It is not routed, and
+    costs what an instance costs for as long as it runs."""
+
+    # In a shell inside the container.
+    command: Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 3600
+    # A terminal to talk to it, by the ticket in the answer.
+    attached: bool = False
+
+
+class JobView(Model):
+    id: JobId
+    app: AppId
+    kind: JobKind
+    command: str
+    status: JobStatus
+    reason: str | None
+    deployment: DeploymentId | None
+    # The name of the schedule it was begun by.
+    schedule: str | None
+    exit_code: int | None
+    seconds: float | None
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+
+
+class JobList(Model):
+    jobs: tuple[JobView, ...]
+    next: str | None
+
+
+class JobLogPage(Model):
+    """`next` is the `after` of the page that follows; there is always one, until `finished`."""
+
+    lines: tuple[JobLine, ...]
+    finished: bool
+    next: int
 
 
 class DeploymentView(Model):
@@ -344,18 +495,47 @@ class DeploymentView(Model):
     image: str | None
     size_bytes: int | None
     commit: str | None
+    commit_author: str | None
+    commit_message: str | None
     exit_code: int | None
     failed_step: str | None
     seconds: float | None
+    # What is good to know, such as a process that was found and has no instance yet.
+    notes: tuple[str, ...]
     # The instance's last lines, where it was started and did not become healthy.
     log_tail: tuple[str, ...]
     created_at: Moment
     finished_at: Moment | None
+    # Of the builds that wait, this one's place: 1 is begun next.
+    position: int | None = None
 
 
 class DeploymentList(Model):
     deployments: tuple[DeploymentView, ...]
     next: str | None
+
+
+class QueuedBuild(Model):
+    deployment: DeploymentId
+    app: AppId
+    app_name: str | None
+    organization: OrganizationId
+    state: Literal["queued", "building"]
+    position: int | None
+    attempts: int
+    queued_at: Moment
+    started_at: Moment | None
+
+
+class QueuedBuildList(Model):
+    builds: tuple[QueuedBuild, ...]
+    running: int
+    waiting: int
+    next: str | None
+
+
+class BuildCache(Strict):
+    enabled: bool
 
 
 class LogPage(Model):

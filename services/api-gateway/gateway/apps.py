@@ -75,6 +75,7 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
         restarts=0,
         deployments=0,
         rollouts={},
+        volumes=[],
         status="created",
     )
     workloads.set_processes(row, {"web": Process(replicas=new.replicas)})

@@ -14,6 +14,7 @@ from gateway import (
     alerts,
     apps,
     auth,
+    builds,
     deployments,
     logs,
     nodes,
@@ -22,6 +23,8 @@ from gateway import (
     plans,
     sources,
     usage,
+    variables,
+    volumes,
 )
 from gateway.desk import Desk
 
@@ -29,6 +32,9 @@ from gateway.desk import Desk
 ROUTERS = (
     apps.router,
     deployments.router,
+    builds.router,
+    variables.router,
+    volumes.router,
     logs.router,
     usage.router,
     auth.router,

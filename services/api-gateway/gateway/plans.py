@@ -71,6 +71,7 @@ async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
                 title=new.title,
                 limits=new.limits.model_dump(),
                 max_replicas=new.max_replicas,
+                volume_mb=new.volume_mb,
                 micros_per_hour=micros(new.hourly),
                 micros_per_month=micros(new.monthly),
                 currency=caller.desk.currency,
@@ -104,7 +105,7 @@ async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> O
             plan.micros_per_month = micros(change.monthly)
         if "runtimes" in given:
             plan.runtimes = None if change.runtimes is None else list(change.runtimes)
-        for field in given & {"title", "max_replicas", "active"}:
+        for field in given & {"title", "max_replicas", "volume_mb", "active"}:
             setattr(plan, field, getattr(change, field))
         return _offered(plan, runtimes)
 
@@ -161,6 +162,7 @@ def _view(plan: PlanRow, runtimes: list[RuntimeRow]) -> dict[str, object]:
         "title": plan.title,
         "limits": Limits.model_validate(plan.limits),
         "max_replicas": plan.max_replicas,
+        "volume_mb": plan.volume_mb,
         "hourly": Money(micros=plan.micros_per_hour, currency=plan.currency),
         "monthly": Money(micros=plan.micros_per_month, currency=plan.currency),
         "runtimes": [r.name for r in runtimes if plan.runtimes is None or r.name in plan.runtimes],

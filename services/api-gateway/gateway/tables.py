@@ -36,6 +36,7 @@ class Base(DeclarativeBase):
         str: Text,
         datetime: DateTime(timezone=True),
         Json: JSONB(none_as_null=True),
+        list[Json]: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
     }
 
@@ -105,6 +106,8 @@ class PlanRow(Base):
     currency: Mapped[str]
     # None: every runtime.
     runtimes: Mapped[list[str] | None]
+    # Of all volumes of an app together.
+    volume_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("10240"))
     active: Mapped[bool] = mapped_column(server_default=true())
 
 
@@ -121,6 +124,23 @@ class RuntimeRow(Base):
 
 
 # --- what a customer wants ---------------------------------------------------------------------------------
+
+
+class SwitchRow(Base):
+    """What the administrator has turned on or off; what has no row is on."""
+
+    __tablename__ = "switch"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    active: Mapped[bool]
+
+
+class AllowanceRow(Base):
+    """When an organization will have the whole of an hourly allowance again."""
+
+    __tablename__ = "allowance"
+    organization: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    whole_at: Mapped[datetime]
 
 
 class WorkloadRow(Base):
@@ -150,6 +170,12 @@ class WorkloadRow(Base):
     git: Mapped[Json | None]
     build: Mapped[Json]
     restarts: Mapped[int] = mapped_column(server_default="0")
+    # Sealed: all of them, and those of the instances. The digest is the same for the same of the latter.
+    variables: Mapped[str | None]
+    runtime_variables: Mapped[str | None]
+    variables_digest: Mapped[str | None]
+    # Which build cache is the app's: raised, the next build begins with an empty one.
+    cache: Mapped[int] = mapped_column(server_default="0")
     # How many deployments there have been: the number of the newest.
     deployments: Mapped[int] = mapped_column(server_default="0")
     image: Mapped[str | None]
@@ -159,6 +185,7 @@ class WorkloadRow(Base):
     # The newest release that was seen to come to life: where a failed rollout goes back to.
     good_release: Mapped[str | None]
     live: Mapped[bool] = mapped_column(server_default=false())
+    volumes: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
     # What was heard about this very generation, and nothing older.
     placement: Mapped[Json | None]
     blockage: Mapped[Json | None]
@@ -204,6 +231,10 @@ class DeploymentRow(Base):
     reason: Mapped[str | None]
     source: Mapped[Json]
     build: Mapped[Json]
+    # How many lines the log of its build has: those of its release phase follow.
+    build_lines: Mapped[int] = mapped_column(server_default="0")
+    # What its customer should know about it, beside how it went.
+    notes: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
     recipe: Mapped[str | None]
     image: Mapped[str | None]
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -245,6 +276,83 @@ class SourcePartRow(Base):
     index: Mapped[int] = mapped_column(primary_key=True)
     organization: Mapped[str]
     data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+# --- one-off work ------------------------------------------------------------------------------------------
+
+
+class CronRow(Base):
+    """A command an app runs by a schedule. `next_at` is the next moment it is due, whoever was away."""
+
+    __tablename__ = "cron"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    workload: Mapped[str] = mapped_column(ForeignKey("workload.id"))
+    name: Mapped[str]
+    schedule: Mapped[str]
+    command: Mapped[str]
+    timeout_seconds: Mapped[float]
+    overlap: Mapped[bool]
+    active: Mapped[bool] = mapped_column(server_default=true())
+    next_at: Mapped[datetime]
+    created_at: Mapped[datetime] = created()
+    __table_args__ = (
+        UniqueConstraint("workload", "name"),
+        Index("cron_due", "next_at", postgresql_where=text("active")),
+    )
+
+
+class JobRow(Base):
+    __tablename__ = "job"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    workload: Mapped[str] = mapped_column(ForeignKey("workload.id"))
+    kind: Mapped[str]
+    # Of a release phase, of which an app's deployment has one; of a schedule.
+    deployment: Mapped[str | None] = mapped_column(unique=True)
+    cron: Mapped[str | None] = mapped_column(index=True)
+    # The job as the rest of the platform is told it.
+    body: Mapped[Json]
+    command: Mapped[str]
+    attached: Mapped[bool] = mapped_column(server_default=false())
+    status: Mapped[str]
+    reason: Mapped[str | None]
+    # The only one whose word on it counts.
+    node: Mapped[str | None]
+    exit_code: Mapped[int | None]
+    seconds: Mapped[float | None]
+    created_at: Mapped[datetime] = created()
+    told_at: Mapped[datetime] = created()
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("job_workload", "workload", "id"),
+        Index("job_open", "told_at", postgresql_where=text("status in ('queued', 'running')")),
+    )
+
+
+class JobLineRow(Base):
+    __tablename__ = "job_line"
+    job: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="cascade"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    at: Mapped[datetime]
+    stream: Mapped[str]
+    text: Mapped[str]
+
+
+class TicketRow(Base):
+    """Opens one session, once. Only the digest of its secret is kept."""
+
+    __tablename__ = "ticket"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    user_id: Mapped[str]
+    workload: Mapped[str] = mapped_column(ForeignKey("workload.id", ondelete="cascade"))
+    verb: Mapped[str]
+    # What is talked to, and how.
+    target: Mapped[Json]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
 # --- money, and the platform about itself ----------------------------------------------------------------

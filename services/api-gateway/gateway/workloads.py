@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from contracts.api import DeploymentStatus
 from contracts.errors import Conflict, NotFound
-from contracts.events import AppChanged, AppDeleted
+from contracts.events import AppChanged, AppDeleted, DeploymentCancelled
 from contracts.money import Rate
 from contracts.workload import HealthCheck, Limits, Process, WorkloadSpec
 from runtime.store import Tx
@@ -44,6 +44,9 @@ def spec_of(row: WorkloadRow) -> WorkloadSpec:
             "release": row.release,
             "deployment": row.deployment,
             "restarts": row.restarts,
+            "variables": row.runtime_variables,
+            "variables_digest": row.variables_digest,
+            "volumes": row.volumes,
         }
     )
 
@@ -141,6 +144,7 @@ async def delete(tx: Tx, row: WorkloadRow) -> None:
     """Gone for the customer at once, its name free; the row stays as the word to everybody who missed it."""
     await end_deployments(tx, row, "superseded", "the app was deleted")
     row.state, row.live = "deleted", False
+    row.variables = row.runtime_variables = row.variables_digest = None
     _raise_generation(row)
     await tx.execute(remove(SourceRow).where(SourceRow.workload == row.id))
     tx.publish(AppDeleted(spec=spec_of(row)))
@@ -154,17 +158,28 @@ async def end_deployments(
     *,
     among: tuple[DeploymentStatus, ...] = status.PENDING,
     before: int | None = None,
+    only: str | None = None,
 ) -> None:
-    """Those of the app that are `among` the statuses, or of them the ones `before` a number."""
-    await tx.execute(
+    """Those of the app that are `among` the statuses, or of them the ones `before` a number. What is not yet
+    built need not be built any more."""
+    ended = await tx.execute(
         update(DeploymentRow)
         .where(
             DeploymentRow.workload == row.id,
             DeploymentRow.status.in_(among),
             DeploymentRow.number < before if before is not None else true(),
+            DeploymentRow.id == only if only is not None else true(),
         )
         .values(status=final, reason=reason, status_at=func.now(), finished_at=func.now())
+        .returning(DeploymentRow.id, DeploymentRow.seconds)
     )
+    for deployment, built in ended.all():
+        if built is None:
+            tx.publish(
+                DeploymentCancelled(
+                    deployment=deployment, workload=row.id, organization=row.organization, reason=reason
+                )
+            )
 
 
 def heard(row: WorkloadRow) -> Verdict:

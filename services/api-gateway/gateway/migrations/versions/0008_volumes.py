@@ -1,8 +1,13 @@
-"""volumes"""
+"""Volumes of an app, and how large a plan lets them be."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "gateway_0008"
 down_revision = "gateway_0007"
 
 
 def upgrade() -> None:
-    pass
+    op.add_column("workload", sa.Column("volumes", JSONB, nullable=False, server_default="[]"))
+    op.add_column("plan", sa.Column("volume_mb", sa.BigInteger, nullable=False, server_default="10240"))
