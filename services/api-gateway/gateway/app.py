@@ -29,6 +29,7 @@ def create(
         tokens=Tokens(secret, settings.token_hours, runtime.store, runtime.clock),
         passwords=Passwords(),
         resolve=resolve,
+        seal_key=runtime.settings.seal_key_of,
     )
 
     async def begin() -> None:
@@ -50,6 +51,7 @@ def create(
         publishes=(
             events.AppCreated,
             events.DeploymentRequested,
+            events.DeploymentCancelled,
             events.AppChanged,
             events.AppDeleted,
             events.CreditGranted,

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from runtime.store import Store, Tx
 from sqlalchemy import select
 
-from gateway import git, pages, plans, wallets, workloads
+from gateway import allowances, builds, git, pages, plans, wallets, workloads
 from gateway.permissions import Member
 from gateway.tables import DeploymentRow, PlanRow, SourceRow, WorkloadRow
 
@@ -22,7 +22,7 @@ _VIEW = """json_build_object(
     'id', d.id, 'app', d.workload, 'number', d.number, 'status', d.status, 'reason', d.reason,
     'source', d.source, 'recipe', d.recipe, 'image', d.image, 'size_bytes', d.size_bytes,
     'commit', d.commit, 'exit_code', d.exit_code, 'failed_step', d.failed_step, 'seconds', d.seconds,
-    'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at
+    'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at, 'position', null
 )"""
 _MINE = (
     "from deployment d join workload w on w.id = d.workload and w.state <> 'deleted' "
@@ -44,6 +44,9 @@ async def deploy(app: str, caller: Member, chosen: Deploy | None = None) -> Resp
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
         await wallets.require_funds(tx, row.organization)
+        limits = caller.desk.settings
+        await allowances.spend(tx, row.organization, "deployment", limits.deploys_per_hour)
+        await allowances.spend(tx, row.organization, "build", limits.builds_per_hour)
         source = wanted or await _source(tx, row, chosen.source)
         row.deployments += 1
         # A deployment is the wish to run: what was suspended is no longer, once this one is built.
@@ -89,7 +92,7 @@ async def show_deployment(deployment: str, caller: Member) -> Response:
     found = await pages.rendered(caller.desk.store, _ONE, caller.organization, deployment)
     if found is None:
         raise no_such_deployment(deployment)
-    return found
+    return await builds.placed(caller.desk, found)
 
 
 @router.get("/apps/{app}/deployments/{deployment}", response_model=DeploymentView)
@@ -97,7 +100,15 @@ async def show_deployment_of_app(app: str, deployment: str, caller: Member) -> R
     found = await pages.rendered(caller.desk.store, _ONE_OF_APP, caller.organization, deployment, app)
     if found is None:
         raise no_such_deployment(deployment)
-    return found
+    return await builds.placed(caller.desk, found)
+
+
+@router.post("/apps/{app}/deployments/{deployment}/cancel", response_model=DeploymentView)
+async def cancel_deployment(app: str, deployment: str, caller: Member) -> Response:
+    """Before its image is there: a build that waits is not begun, one under way is stopped."""
+    if not await builds.cancel(caller.desk, caller.organization, app, deployment):
+        raise no_such_deployment(deployment)
+    return await show_deployment_of_app(app, deployment, caller)
 
 
 async def standing(store: Store, organization: str, deployment: str) -> tuple[DeploymentStatus, str]:
@@ -129,6 +140,9 @@ async def requested(tx: Tx, row: WorkloadRow, deployment: DeploymentRow) -> Depl
         build=BuildSettings.model_validate(deployment.build),
         runtimes=await plans.presets_for(tx, plan),
         limits=Limits.model_validate(row.limits),
+        environment=row.environment,
+        cache=row.cache if await builds.cache_is_on(tx) else None,
+        variables=row.variables,
     )
 
 

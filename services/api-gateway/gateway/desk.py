@@ -27,6 +27,8 @@ class Desk:
     tokens: Tokens
     passwords: Passwords
     resolve: Resolve
+    # Purpose -> the key of what is sealed for it.
+    seal_key: Callable[[str], str]
     # Few archives are looked through at once: it takes a core each.
     inspections: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     # Set when the process stops: streams end then, and their clients come again elsewhere.

@@ -3,6 +3,8 @@
 Whatever a message did not tell another service, it finds here.
 """
 
+from collections.abc import Sequence
+
 from contracts.queries import DeploymentsPending, PendingDeployments, Workloads, WorkloadsAfter
 from runtime.store import PLATFORM
 from sqlalchemy import select
@@ -12,8 +14,9 @@ from gateway.deployments import requested
 from gateway.desk import Desk
 from gateway.tables import DeploymentRow, WorkloadRow
 
-# As many as surely fit into one message.
+# As many as surely fit into one message, which holds a megabyte; of sealed variables half of that.
 _PENDING = 200
+_SEALED_BYTES = 400_000
 
 
 async def workloads_after(desk: Desk, query: WorkloadsAfter) -> Workloads:
@@ -22,10 +25,21 @@ async def workloads_after(desk: Desk, query: WorkloadsAfter) -> Workloads:
         page = page.where(WorkloadRow.id > query.after)
     async with desk.store.transaction(PLATFORM) as tx:
         rows = await tx.scalars(page)
+    fitting = _fitting([row.runtime_variables for row in rows])
     return Workloads(
-        specs=tuple(workloads.spec_of(row) for row in rows),
-        next=rows[-1].id if len(rows) == query.limit else None,
+        specs=tuple(workloads.spec_of(row) for row in rows[:fitting]),
+        next=rows[fitting - 1].id if fitting < len(rows) or len(rows) == query.limit else None,
     )
+
+
+def _fitting(sealed: Sequence[str | None]) -> int:
+    """How many of those in front fit into one message; always one, if there is one."""
+    size = 0
+    for number, text in enumerate(sealed):
+        size += len(text or "")
+        if number and size > _SEALED_BYTES:
+            return number
+    return len(sealed)
 
 
 async def deployments_pending(desk: Desk, _: DeploymentsPending) -> PendingDeployments:
@@ -38,8 +52,10 @@ async def deployments_pending(desk: Desk, _: DeploymentsPending) -> PendingDeplo
             .order_by(DeploymentRow.id)
             .limit(_PENDING)
         )
+        waiting = found.all()
+        fitting = _fitting([both.WorkloadRow.variables for both in waiting])
         return PendingDeployments(
             requests=tuple(
-                [await requested(tx, both.WorkloadRow, both.DeploymentRow) for both in found.all()]
+                [await requested(tx, both.WorkloadRow, both.DeploymentRow) for both in waiting[:fitting]]
             )
         )
