@@ -5,7 +5,6 @@ everybody else; `eventually` waits for what asynchronous parts promise.
 """
 
 import asyncio
-import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +26,9 @@ from psycopg import sql
 from pydantic import SecretStr
 from runtime.bus import Bus
 from runtime.host import Host
+from runtime.issuer import Issuer, cutter_password
 from runtime.migrations import migrate
-from runtime.permissions import SERVICES, nats_config
+from runtime.permissions import CUTTER, SERVICES, nats_users, render
 from runtime.run import entry_points, make_runtime
 from runtime.runtime import Runtime
 from runtime.secrets import derive
@@ -55,11 +55,16 @@ def free_port() -> int:
 
 def bus_config() -> str:
     """The platform's users, and one that may do everything: the tests play every part."""
-    users = json.loads(
-        nats_config(lambda user: derive(SECRET, f"nats/{user}"), nodes=NODES).partition(": ")[2]
-    )
-    users["users"].append({"user": EVERYTHING, "password": SECRET})
-    return "authorization: " + json.dumps(users) + "\n"
+    config = nats_users(bus_password, nodes=NODES, issuer=Issuer(derive(SECRET, "nats/issuer")).public)
+    authorization = config["authorization"]
+    authorization["users"].append({"user": EVERYTHING, "password": SECRET})
+    authorization["auth_callout"]["auth_users"].append(EVERYTHING)
+    return render(config)
+
+
+def bus_password(user: str) -> str:
+    issuer = derive(SECRET, "nats/issuer")
+    return cutter_password(issuer) if user == CUTTER else derive(SECRET, f"nats/{user}")
 
 
 @dataclass

@@ -69,7 +69,7 @@ def test_nats_takes_its_configuration_and_it_holds_no_password(tmp_path: Path) -
     known = compose.write(tmp_path, {"BERTH_NODE": "n1"})
     text = (tmp_path / "nats.conf").read_text()
     passwords = {name: value for name, value in known.items() if name.startswith("BERTH_NATS_PASSWORD_")}
-    assert len(passwords) == len(SERVICES) + 1
+    assert len(passwords) == len(SERVICES) + 2
     assert not [name for name, value in passwords.items() if value in text]
     # As compose.yaml hands them over, and with one that begins like a number.
     told = {name.removeprefix("BERTH_"): f'"{value}"' for name, value in passwords.items()}

@@ -17,7 +17,8 @@ from pathlib import Path
 from contracts.errors import BerthError, InvalidInput, Unavailable
 from contracts.ids import NodeName
 from pydantic import TypeAdapter, ValidationError
-from runtime.permissions import SERVICES, nats_config, node_name
+from runtime.issuer import Issuer, cutter_password
+from runtime.permissions import CUTTER, SERVICES, nats_config, node_name
 from runtime.secrets import BadSecret, check_secret, derive, new_secret
 
 from embedded import instances
@@ -64,6 +65,8 @@ def derived(master: str, node: str) -> dict[str, str]:
         "BERTH_REGISTRY_SECRET": derive(master, "registry/http"),
         "BERTH_GATEWAY_TOKEN_SECRET": derive(master, "gateway/tokens"),
         "BERTH_SEAL_KEY": derive(master, "seal"),
+        "BERTH_NATS_ISSUER": derive(master, "nats/issuer"),
+        variable("BERTH_NATS", CUTTER): cutter_password(derive(master, "nats/issuer")),
         "BERTH_NODE_SEAL_KEY": derive(derive(master, "seal"), f"node/{node}"),
         variable("BERTH_NATS", "node"): derive(master, f"nats/{node_name(node)}"),
     }
@@ -73,14 +76,14 @@ def derived(master: str, node: str) -> dict[str, str]:
     return keys
 
 
-def nats_conf(node: str) -> str:
+def nats_conf(node: str, issuer: str) -> str:
     """Passwords by the names of variables: no secret is in it, and the server need not be root to read it."""
 
     def named(user: str) -> str:
         return "$" + variable("NATS", "node" if user == node_name(node) else user)
 
     # A variable in quotes would be the password itself.
-    return _SERVERS + re.sub(r'"(\$\w+)"', r"\1", nats_config(named, nodes=[node]))
+    return _SERVERS + re.sub(r'"(\$\w+)"', r"\1", nats_config(named, nodes=[node], issuer=issuer))
 
 
 def parse(text: str) -> dict[str, str]:
@@ -129,7 +132,7 @@ def write(state: Path, chosen: Mapping[str, str], found: Mapping[str, str] | Non
     write_if_new(env, merge(text, known))
     if not settings.exists():
         write_if_new(settings, _SETTINGS)
-    write_if_new(state / "nats.conf", nats_conf(node))
+    write_if_new(state / "nats.conf", nats_conf(node, Issuer(known["BERTH_NATS_ISSUER"]).public))
     # Read by the server's own user; there is no secret in it.
     (state / "nats.conf").chmod(0o644)
     return known

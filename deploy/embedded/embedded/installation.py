@@ -18,7 +18,8 @@ from pathlib import Path
 
 from contracts.errors import Unavailable
 from pydantic import BaseModel
-from runtime.permissions import nats_config
+from runtime.issuer import Issuer, cutter_password
+from runtime.permissions import CUTTER, nats_config
 from runtime.secrets import derive, new_secret, read_or_create
 from runtime.settings import RuntimeSettings
 
@@ -156,8 +157,13 @@ class Installation:
 
     @property
     def nats(self) -> Nats:
-        config = nats_config(lambda user: derive(self.secret, f"nats/{user}"), nodes=[self.runtime.node])
-        return Nats(self.state / "nats", self.ports.nats, config)
+        issuer = derive(self.secret, "nats/issuer")
+
+        def password(user: str) -> str:
+            return cutter_password(issuer) if user == CUTTER else derive(self.secret, f"nats/{user}")
+
+        config = nats_config(password, nodes=[self.runtime.node], issuer=Issuer(issuer).public)
+        return Nats(self.state / "nats", self.ports.nats, config, self.settings.public_host)
 
     @property
     def traefik(self) -> Traefik:
@@ -263,6 +269,9 @@ class Installation:
             told["BERTH_DATABASE_URL"] = f"postgresql://127.0.0.1:{self.ports.postgres}/berth"
         if self.own_bus:
             told["BERTH_NATS_URL"] = self.nats.url
+        if self.own_bus and (certificate := self.nats.certificate) is not None:
+            told["GATEWAY_NODE_NATS_URL"] = str(self.nats.public_url)
+            told["GATEWAY_NODE_NATS_CA"] = str(certificate.public)
         bundle = build_ca_bundle(os.environ)
         if bundle is not None and "BUILDER_CA_BUNDLE" not in passed:
             told["BUILDER_CA_BUNDLE"] = str(bundle)

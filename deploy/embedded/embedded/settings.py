@@ -11,4 +11,9 @@ class EmbeddedSettings(BaseSettings):
     ingress_host: str = Field(
         "127.0.0.1", pattern=r"^\d+(\.\d+){3}$", description="Address the apps are reached at; 0.0.0.0: all"
     )
+    public_host: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$",
+        description="Name or IPv4 address other machines reach this one by; with it they can join as nodes",
+    )
     example: bool = Field(True, description="Deploy the example app with the first start")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import Field
 
 from contracts.events import DeploymentRequested
-from contracts.ids import AppId, DeploymentId, NodeName, OrganizationId, SourceId
+from contracts.ids import AppId, BuildId, DeploymentId, NodeName, OrganizationId, SourceId, UserId
 from contracts.model import Model, Moment
 from contracts.money import Money
 from contracts.reports import LogLine, NodeCapacity, NodeUsage
@@ -63,6 +63,18 @@ class SourcePartOf(Query[SourcePart]):
     index: Annotated[int, Field(ge=0)]
 
 
+class SealedCredentials(Model):
+    """Sealed for the builder: see `contracts.credentials`."""
+
+    git: str | None
+    registry: str | None
+
+
+class CredentialsOf(Query[SealedCredentials]):
+    owner, what, answer = "gateway", "credentials", SealedCredentials
+    workload: AppId
+
+
 class BuildLogPage(Model):
     lines: tuple[LogLine, ...]
     # Nothing will be added any more.
@@ -74,6 +86,36 @@ class BuildLogAfter(Query[BuildLogPage]):
     deployment: DeploymentId
     after: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1, le=2000)] = 1000
+
+
+class OpenBuild(Model):
+    build: BuildId
+    deployment: DeploymentId
+    workload: AppId
+    organization: OrganizationId
+    app_name: str | None
+    state: Literal["queued", "building"]
+    # 1 is the next to be begun; None while it is under way.
+    position: int | None
+    attempts: int
+    queued_at: Moment
+    started_at: Moment | None
+
+
+class BuildQueue(Model):
+    """Those under way first, then those that wait, in the order in which they will be begun."""
+
+    builds: tuple[OpenBuild, ...]
+    running: int
+    waiting: int
+
+
+class BuildsOpen(Query[BuildQueue]):
+    owner, what, answer = "builder", "open", BuildQueue
+    # Only this deployment's, with its place among all.
+    deployment: DeploymentId | None = None
+    offset: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, le=500)] = 100
 
 
 class RegionInfo(Model):
@@ -90,7 +132,17 @@ class RegionsWithRoom(Query[Regions]):
     owner, what, answer = "scheduler", "regions", Regions
 
 
+class NodeLimits(Model):
+    """The most of a node the platform may promise, as its administrator decides; none: all it has."""
+
+    cpu_millis: Annotated[int, Field(gt=0)] | None = None
+    memory_mb: Annotated[int, Field(gt=0)] | None = None
+    disk_mb: Annotated[int, Field(gt=0)] | None = None
+
+
 class NodeInfo(Model):
+    """`capacity` is what may be promised: what the machine has, oversubscribed and limited."""
+
     name: NodeName
     region: str
     status: Literal["online", "offline"]
@@ -100,14 +152,158 @@ class NodeInfo(Model):
     used: NodeUsage
     instances: int
     engine: str
+    machine: NodeCapacity | None = None
+    limits: NodeLimits = NodeLimits()
+    oversubscribe_cpu: float = 1
+    oversubscribe_memory: float = 1
+    # The share of the capacity that only work which has lost its node may take.
+    reserve: float = 0
+    disabled: bool = False
+    draining: bool = False
+    # Of a drain: the slots there were, and those still there.
+    drain_total: int | None = None
+    placements: int = 0
+    labels: dict[str, str] = {}
+    agent: str = ""
+    address: str | None = None
+    joined_at: Moment | None = None
+    # Came back after several outages, and gets new work from then on.
+    trusted_at: Moment | None = None
+    # The resources of which nearly all is in use.
+    pressed: tuple[str, ...] = ()
 
 
 class Nodes(Model):
     nodes: tuple[NodeInfo, ...]
+    next: NodeName | None = None
 
 
 class AllNodes(Query[Nodes]):
     owner, what, answer = "scheduler", "nodes", Nodes
+    after: NodeName | None = None
+    limit: Annotated[int, Field(ge=1, le=500)] = 100
+
+
+class NodePlacement(Model):
+    workload: AppId
+    organization: OrganizationId
+    process: str
+    index: int
+    limits: NodeCapacity
+    # It has been told to leave and is not known to have left.
+    leaving: bool
+
+
+class NodeSample(Model):
+    at: Moment
+    used: NodeUsage
+    allocated: NodeCapacity
+    instances: int
+
+
+class NodeDetail(Model):
+    node: NodeInfo
+    placements: tuple[NodePlacement, ...]
+    history: tuple[NodeSample, ...]
+
+
+class NodeOf(Query[NodeDetail]):
+    """A node in detail. Its history is finer the shorter it is."""
+
+    owner, what, answer = "scheduler", "node", NodeDetail
+    node: NodeName
+    hours: Annotated[int, Field(ge=1, le=720)] = 24
+
+
+class NodeChanged(Query[NodeInfo]):
+    """An administrator's decision about a node: what is absent stays. The answer follows its commit."""
+
+    owner, what, answer = "scheduler", "change_node", NodeInfo
+    node: NodeName
+    disabled: bool | None = None
+    draining: bool | None = None
+    labels: dict[str, str] | None = None
+    limits: NodeLimits | None = None
+    oversubscribe_cpu: Annotated[float, Field(ge=1, le=16)] | None = None
+    oversubscribe_memory: Annotated[float, Field(ge=1, le=4)] | None = None
+    reserve: Annotated[float, Field(ge=0, le=0.9)] | None = None
+
+
+class Removed(Model):
+    # Connections of the machine that were ended.
+    connections: int
+
+
+class NodeRemoved(Query[Removed]):
+    """Takes a node out and cuts its machine off the bus. With work on it only by force: that starts
+    elsewhere, while the machine, which is no longer heard, may still run it."""
+
+    owner, what, answer = "scheduler", "remove_node", Removed
+    node: NodeName
+    force: bool = False
+
+
+class JoinTokenInfo(Model):
+    id: str
+    region: str
+    node: NodeName | None
+    labels: dict[str, str]
+    created_by: UserId
+    created_at: Moment
+    expires_at: Moment
+    revoked_at: Moment | None
+    used_at: Moment | None
+    used_by: NodeName | None
+
+
+class NewJoinToken(Model):
+    """The one time its text is told."""
+
+    token: str
+    info: JoinTokenInfo
+
+
+class JoinTokenMade(Query[NewJoinToken]):
+    owner, what, answer = "scheduler", "make_join_token", NewJoinToken
+    region: str
+    node: NodeName | None = None
+    labels: dict[str, str] = {}
+    created_by: UserId
+    seconds: Annotated[int, Field(ge=60, le=30 * 86_400)] = 3600
+
+
+class JoinTokenPage(Model):
+    tokens: tuple[JoinTokenInfo, ...]
+    next: str | None
+
+
+class JoinTokens(Query[JoinTokenPage]):
+    owner, what, answer = "scheduler", "join_tokens", JoinTokenPage
+    after: str | None = None
+
+
+class JoinTokenRevoked(Query[JoinTokenInfo]):
+    owner, what, answer = "scheduler", "revoke_join_token", JoinTokenInfo
+    token: str
+
+
+class Joined(Model):
+    node: NodeName
+    region: str
+    # What is sealed for the node alone.
+    seal_key: str
+
+
+class NodeJoined(Query[Joined]):
+    """A machine with a token. It makes its key by itself, and logs in to the bus with it from now on: asked
+    again with the same token and key, because the answer was lost, the answer is the same."""
+
+    owner, what, answer = "scheduler", "join", Joined
+    token: str
+    key: Annotated[str, Field(min_length=40, max_length=200)]
+    node: NodeName | None = None
+    address: str
+    machine: dict[str, str] = {}
 
 
 class Wallet(Model):
@@ -153,9 +349,18 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     WorkloadsAfter,
     DeploymentsPending,
     SourcePartOf,
+    CredentialsOf,
     BuildLogAfter,
+    BuildsOpen,
     RegionsWithRoom,
     AllNodes,
+    NodeOf,
+    NodeChanged,
+    NodeRemoved,
+    JoinTokenMade,
+    JoinTokens,
+    JoinTokenRevoked,
+    NodeJoined,
     WalletOf,
     StatementOf,
 )

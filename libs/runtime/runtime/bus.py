@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import nats
@@ -54,9 +55,22 @@ class Outgoing:
     carrier: str
 
 
+def encryption(url: str, ca: Path | None) -> dict[str, Any]:
+    """At a tls:// address nothing is said before the server has proved who it is: one in between that offers
+    no encryption is told no password."""
+    if not url.startswith("tls://"):
+        return {}
+    import ssl
+
+    return {"tls": ssl.create_default_context(cafile=ca), "tls_handshake_first": True}
+
+
 class Bus:
-    def __init__(self, url: str, user: str, password: str | None, telemetry: Telemetry) -> None:
+    def __init__(
+        self, url: str, user: str, password: str | None, telemetry: Telemetry, ca: Path | None = None
+    ) -> None:
         self._url = url
+        self._ca = ca
         self.user = user
         self._password = password
         self._telemetry = telemetry
@@ -94,6 +108,7 @@ class Bus:
             "reconnected_cb": back,
             "error_cb": failed,
             "inbox_prefix": f"_INBOX_{self.user}".encode(),
+            **encryption(self._url, self._ca),
         }
 
     async def connect(self, *, with_broker: bool) -> None:

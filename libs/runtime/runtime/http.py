@@ -28,7 +28,8 @@ def api(title: str, version: str, telemetry: Telemetry) -> FastAPI:
 
 def answer(error: BerthError) -> JSONResponse:
     verdict = disposition(error)
-    headers = {"Retry-After": "1"} if verdict.status == 503 else None
+    again = error.details.get("retry_after", 1 if verdict.status == 503 else None)
+    headers = None if again is None else {"Retry-After": str(again)}
     return JSONResponse(
         error_body(verdict.code, error.message, _plain(error.details)), verdict.status, headers=headers
     )

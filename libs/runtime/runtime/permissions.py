@@ -16,7 +16,6 @@ from contracts.events import (
     BuildFinished,
     BuildStarted,
     CreditGranted,
-    DeploymentCancelled,
     DeploymentRequested,
     HostnameAssigned,
     InstanceStarted,

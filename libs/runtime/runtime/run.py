@@ -48,7 +48,7 @@ def make_runtime(name: str, settings: RuntimeSettings, clock: Clock, telemetry: 
             settings.database_connections,
             telemetry,
         )
-    bus = Bus(settings.nats_url, user, settings.nats_password_of(user), telemetry)
+    bus = Bus(settings.nats_url, user, settings.nats_password_of(user), telemetry, settings.nats_ca)
     return Runtime(name, settings, clock, bus, telemetry, store)
 
 

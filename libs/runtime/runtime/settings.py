@@ -36,6 +36,12 @@ class RuntimeSettings(BaseSettings):
     nats_password: SecretStr | None = Field(
         None, description="Password of the service's user, for a process that is not given the master secret"
     )
+    nats_issuer: SecretStr | None = Field(
+        None, description="What nodes are let in to NATS with, for a scheduler without the master secret"
+    )
+    nats_ca: Path | None = Field(
+        None, description="Certificates (PEM) that vouch for NATS at a tls:// address; none: the system's"
+    )
     seal_key: SecretStr | None = Field(
         None, description="What customers' secrets are sealed with, for a service without the master secret"
     )
@@ -87,6 +93,12 @@ class RuntimeSettings(BaseSettings):
         if self.nats_password is not None:
             return self.nats_password.get_secret_value()
         return self.derived(f"nats/{user}")
+
+    @property
+    def nats_issuer_key(self) -> str:
+        if self.nats_issuer is not None:
+            return self.nats_issuer.get_secret_value()
+        return self.derived("nats/issuer")
 
     def seal_key_of(self, purpose: str) -> str:
         """The same in every service: what one has sealed, another opens."""

@@ -1,5 +1,7 @@
 """What an operator can tell the gateway, by environment variables that begin with `GATEWAY_`."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from runtime.secrets import KNOWN, BadSecret, check_secret
@@ -38,8 +40,28 @@ class GatewaySettings(BaseSettings):
     build_minutes: float = Field(
         60, gt=0, description="A build that has said nothing for so long counts as failed"
     )
+    builds_per_hour: int = Field(120, ge=1, description="Builds an organization may ask for in an hour")
+    deploys_per_hour: int = Field(240, ge=1, description="Deployments an organization may ask for in an hour")
     stream_seconds: float = Field(
         600, gt=0, description="A log stream ends itself after so long, and the client comes again"
+    )
+
+    public_url: str = Field(
+        "",
+        pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+)?$",
+        description="Where the API is reached from other machines; none: as the request says",
+    )
+    node_nats_url: str = Field(
+        "",
+        pattern=r"^(tls://[A-Za-z0-9.:\[\]-]+)?$",
+        description="NATS as nodes of other machines reach it, tls://HOST:PORT; none: no machine can join",
+    )
+    node_nats_ca: Path | None = Field(
+        None, description="Certificate (PEM) by which a node knows NATS; none: one of the public authorities"
+    )
+    node_settings: dict[str, str] = Field(
+        {},
+        description='Settings every joining node is given, as JSON: {"NODE_AGENT_REGISTRY_USER": "nodes"}',
     )
 
     @field_validator("token_secret")

@@ -110,6 +110,20 @@ update node set trusted_at = null, returned = returned + 1 where name in (
 )
 """
 
+# One of each node every few minutes, whichever scheduler takes it; the older ones are thinned.
+_SAMPLE = """
+insert into node_sample
+select name, to_timestamp(floor(extract(epoch from %(now)s::timestamptz) / %(every)s) * %(every)s),
+    used_cpu_millis, used_memory_mb, used_disk_mb, reserved_cpu_millis, reserved_memory_mb, reserved_disk_mb,
+    load, instances
+from node where status = 'online' on conflict do nothing
+"""
+SAMPLE_SECONDS = 300
+_THIN = """
+delete from node_sample where at < %(now)s - interval '2 days'
+    and (at < %(now)s - interval '30 days' or extract(epoch from at)::bigint %% 3600 <> 0)
+"""
+
 _PRESSED = """
 update node n set pressed = string_to_array(t.pressed, ' ')
 from unnest(%s::text[], %s::text[]) as t(name, pressed) where n.name = t.name
@@ -225,6 +239,17 @@ class Nodes:
             cursor = await connection.execute(_TRUST, (now,), prepare=True)
             if cursor.rowcount:
                 tx.after_commit(self._place)
+
+    async def sample(self) -> None:
+        await self._execute(_SAMPLE, {"now": self._runtime.clock.now(), "every": SAMPLE_SECONDS})
+
+    async def thin(self) -> None:
+        await self._execute(_THIN, {"now": self._runtime.clock.now()})
+
+    async def _execute(self, statement: str, parameters: dict[str, object]) -> None:
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            await connection.execute(statement, parameters)
 
     async def _mark_silent(self, before: datetime) -> None:
         now = self._runtime.clock.now()

@@ -14,6 +14,7 @@ def upgrade() -> None:
     for column in (
         sa.Column("disabled", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("drain_total", sa.BigInteger),
         sa.Column("labels", JSONB, nullable=False, server_default=sa.text("'{}'")),
         *(
             sa.Column(f"machine_{name}", sa.BigInteger, nullable=False, server_default=sa.text("0"))
