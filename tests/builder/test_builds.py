@@ -14,7 +14,7 @@ from builder.tables import BuildRow
 from contracts import events, queries
 from contracts.errors import ProviderFailed, Unavailable
 from contracts.reports import BuildLog, LogLine
-from contracts.workload import BuildFailed, BuildSettings, BuildSucceeded, GitSource
+from contracts.workload import BuildCancelled, BuildFailed, BuildSettings, BuildSucceeded, GitSource
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM
 from sqlalchemy import select, text, update
@@ -262,9 +262,9 @@ async def test_a_deleted_apps_builds_are_cancelled(gateway: Gateway, images: Fak
     await gateway.harness.publish(events.AppDeleted(spec=spec(running, state="deleted")))
     for request in (running, waiting):
         result = (await gateway.finished(request)).result
-        assert isinstance(result, BuildFailed)
+        assert isinstance(result, BuildCancelled)
         assert result.message == "the app was deleted"
-        assert (await gateway.log(request))[-1].text == "The build failed: the app was deleted"
+        assert (await gateway.log(request))[-1].text == "The build was cancelled: the app was deleted"
     images.let_go()
     assert isinstance((await gateway.finished(stranger)).result, BuildSucceeded)
     assert not images.containers
@@ -274,6 +274,98 @@ async def test_a_deleted_apps_builds_are_cancelled(gateway: Gateway, images: Fak
         waiting.deployment: "cancelled",
         stranger.deployment: "succeeded",
     }
+
+
+async def test_a_build_nobody_waits_for_is_stopped(gateway: Gateway, images: FakeImageBuilder) -> None:
+    host = await gateway.builder(images, lease_seconds=60)
+    images.hold()
+    running, waiting, unheard = (gateway.upload({"Dockerfile": DOCKERFILE}) for _ in range(3))
+    await gateway.harness.publish(running, waiting)
+
+    async def begun() -> bool:
+        return bool(images.containers)
+
+    await eventually(begun, what="the build")
+    began = asyncio.get_running_loop().time()
+    for request in (running, waiting, unheard):
+        told = events.DeploymentCancelled(
+            deployment=request.deployment,
+            workload=request.workload,
+            organization=request.organization,
+            reason="cancelled on request",
+        )
+        await gateway.harness.publish(told)
+        result = (await gateway.finished(request)).result
+        assert result == BuildCancelled(message="cancelled on request")
+
+    async def stopped() -> bool:
+        return not images.containers
+
+    await eventually(stopped, what="the end of it")
+    assert asyncio.get_running_loop().time() - began < 5
+    assert (await gateway.log(running))[-1].text == "The build was cancelled: cancelled on request"
+    images.let_go()
+    await gateway.harness.publish(unheard)
+    await gateway.harness.settle()
+    assert {row.state for row in await rows(host.runtime)} == {"cancelled"}
+    assert [order.deployment for order in images.builds] == [running.deployment]
+
+
+async def test_a_newer_request_takes_the_place_of_one_that_waits(
+    gateway: Gateway, images: FakeImageBuilder
+) -> None:
+    host = await gateway.builder(images)
+    images.hold()
+    first = gateway.upload({"Dockerfile": DOCKERFILE})
+    await gateway.harness.publish(first)
+    await eventually(lambda: building(host.runtime), what="the first")
+    later = [gateway.upload({"Dockerfile": DOCKERFILE}, workload=first.workload, number=n) for n in (2, 4, 3)]
+    await gateway.harness.publish(*later)
+    for request in (later[0], later[2]):
+        assert (await gateway.finished(request)).result == BuildCancelled(
+            message="a newer deployment was asked for"
+        )
+    images.let_go()
+    for request in (first, later[1]):
+        assert isinstance((await gateway.finished(request)).result, BuildSucceeded)
+    assert [order.deployment for order in images.builds] == [first.deployment, later[1].deployment]
+
+
+@pytest.mark.promise("P10")
+async def test_the_queue_is_told_in_the_order_of_its_turns(
+    gateway: Gateway, images: FakeImageBuilder
+) -> None:
+    host = await gateway.builder(images, concurrency=3, organization_concurrency=1)
+    images.hold()
+    mine = [gateway.upload({"Dockerfile": DOCKERFILE}, app_name=f"mine-{n}") for n in range(3)]
+    mine = [request.model_copy(update={"organization": mine[0].organization}) for request in mine]
+    preview = gateway.upload({"Dockerfile": DOCKERFILE}, organization=mine[0].organization)
+    preview = preview.model_copy(update={"environment": "review-7"})
+    await gateway.harness.publish(mine[0])
+    await eventually(lambda: building(host.runtime), what="the first")
+    theirs = gateway.upload({"Dockerfile": DOCKERFILE})
+    await gateway.harness.publish(preview, *mine[1:], theirs)
+
+    async def all_there() -> queries.BuildQueue | None:
+        found = await gateway.bus.ask(queries.BuildsOpen())
+        return found if (found.running, found.waiting) == (2, 3) else None
+
+    found = await eventually(all_there, what="the queue")
+    assert {build.deployment for build in found.builds[:2]} == {mine[0].deployment, theirs.deployment}
+    assert [(build.deployment, build.position) for build in found.builds[2:]] == [
+        (mine[1].deployment, 1),
+        (mine[2].deployment, 2),
+        (preview.deployment, 3),
+    ]
+    assert [build.app_name for build in found.builds[2:4]] == ["mine-1", "mine-2"]
+    asked = queries.BuildsOpen(deployment=preview.deployment)
+    [one] = (await gateway.bus.ask(asked)).builds
+    assert (one.position, one.state, one.started_at) == (3, "queued", None)
+    page = await gateway.bus.ask(queries.BuildsOpen(offset=1, limit=2))
+    assert page.builds == found.builds[1:3]
+    images.let_go()
+    for request in (*mine, preview):
+        assert isinstance((await gateway.finished(request)).result, BuildSucceeded)
 
 
 async def test_one_that_cannot_be_read_does_not_stop_the_rest(

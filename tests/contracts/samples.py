@@ -153,7 +153,9 @@ SAMPLES: tuple[Model, ...] = (
     _event(events.JobCancelled, **OF_APP, job=JOB.id),
     _event(events.JobPlaced, **OF_APP, job=JOB.id, placed_on="local"),
     _event(events.JobFinished, **OF_APP, **ENDED, node="local"),
-    _event(events.JobEnded, **OF_DEPLOYMENT, **ENDED, kind="release"),
+    events.JobEnded.model_validate(
+        {"id": "evt-golden", "at": AT, **OF_DEPLOYMENT, **ENDED, "kind": "release"}
+    ),
     _event(
         events.CreditGranted,
         credit=fixed("crd"),

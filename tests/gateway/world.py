@@ -29,8 +29,11 @@ from contracts.queries import (
     AllNodes,
     BuildLogAfter,
     BuildLogPage,
+    BuildQueue,
+    BuildsOpen,
     NodeInfo,
     Nodes,
+    OpenBuild,
     RegionInfo,
     Regions,
     RegionsWithRoom,
@@ -75,6 +78,7 @@ class Parts:
     wallets: dict[str, int] = field(default_factory=dict)
     statements: dict[str, Statement] = field(default_factory=dict)
     logs: dict[str, list[LogLine]] = field(default_factory=lambda: defaultdict(list))
+    queue: list[OpenBuild] = field(default_factory=list)
     # The builder does not answer.
     away: bool = False
 
@@ -105,6 +109,17 @@ class Parts:
 
     async def statement(self, query: StatementOf) -> Statement:
         return self.statements.get(query.organization, Statement(charges=(), entries=()))
+
+    async def builds(self, query: BuildsOpen) -> BuildQueue:
+        if self.away:
+            raise Unavailable("the builder is away")
+        found = [build for build in self.queue if query.deployment in (None, build.deployment)]
+        running = sum(build.position is None for build in self.queue)
+        return BuildQueue(
+            builds=tuple(found[query.offset : query.offset + query.limit]),
+            running=running,
+            waiting=len(self.queue) - running,
+        )
 
     async def log(self, query: BuildLogAfter) -> BuildLogPage:
         if self.away:
@@ -302,6 +317,7 @@ async def opened(harness: Harness, **settings: Any) -> AsyncIterator[World]:
         (WalletOf, parts.wallet),
         (StatementOf, parts.statement),
         (BuildLogAfter, parts.log),
+        (BuildsOpen, parts.builds),
     ):
         bus.answer(query, answer)
     await bus.start_broker()

@@ -178,7 +178,9 @@ class Endpoints(Model):
 class GitSource(Model):
     kind: Literal["git"] = "git"
     url: str
+    # A branch, a tag or a whole commit; none: the repository's default branch.
     ref: str | None = None
+    submodules: bool = False
 
 
 class UploadSource(Model):
@@ -188,7 +190,21 @@ class UploadSource(Model):
     size: int
 
 
-Source = Annotated[GitSource | UploadSource, Field(discriminator="kind")]
+class ImageSource(Model):
+    """An image that somebody else has built: pulled and published, not built."""
+
+    kind: Literal["image"] = "image"
+    reference: str
+
+
+class DockerfileSource(Model):
+    """A Dockerfile that needs no file beside it."""
+
+    kind: Literal["dockerfile"] = "dockerfile"
+    text: str
+
+
+Source = Annotated[GitSource | UploadSource | ImageSource | DockerfileSource, Field(discriminator="kind")]
 
 
 class BuildSettings(Model):
@@ -220,7 +236,15 @@ class RuntimePreset(Model):
     start_command: str | None = None
 
 
-class BuildSucceeded(Model):
+class Commit(Model):
+    """What was built, where it came from a repository."""
+
+    commit: str | None = None
+    commit_author: str | None = None
+    commit_message: str | None = None
+
+
+class BuildSucceeded(Commit):
     outcome: Literal["succeeded"] = "succeeded"
     image: str
     digest: str
@@ -228,10 +252,9 @@ class BuildSucceeded(Model):
     recipe: str
     processes: dict[str, str] = {}
     port: Port | None = None
-    commit: str | None = None
 
 
-class BuildFailed(Model):
+class BuildFailed(Commit):
     outcome: Literal["failed"] = "failed"
     step: str
     exit_code: int | None

@@ -3,10 +3,11 @@
 import functools
 
 from contracts import events, queries
+from contracts.reports import JobOutput
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 
-from gateway import accounts, alerts, git, http, rollouts, snapshots, sources, sweeps, wallets
+from gateway import accounts, alerts, git, http, jobs, rollouts, snapshots, sources, sweeps, wallets
 from gateway.desk import Desk, Resolve
 from gateway.passwords import Passwords
 from gateway.seed import seed
@@ -41,10 +42,12 @@ def create(
         handles={
             events.HostnameAssigned: rollouts.hostname_assigned,
             events.BuildStarted: rollouts.build_started,
-            events.BuildFinished: rollouts.build_finished,
+            events.BuildFinished: functools.partial(rollouts.build_finished, desk),
             events.PlacementDecided: rollouts.placement_decided,
             events.PlacementBlocked: rollouts.placement_blocked,
             events.RolloutFinished: rollouts.rollout_finished,
+            events.JobPlaced: jobs.placed,
+            events.JobEnded: rollouts.job_ended,
             events.WalletChanged: wallets.changed,
             events.AlertRaised: alerts.raised,
         },
@@ -54,13 +57,17 @@ def create(
             events.DeploymentCancelled,
             events.AppChanged,
             events.AppDeleted,
+            events.JobRequested,
+            events.JobCancelled,
             events.CreditGranted,
         ),
         answers={
             queries.WorkloadsAfter: functools.partial(snapshots.workloads_after, desk),
             queries.DeploymentsPending: functools.partial(snapshots.deployments_pending, desk),
             queries.SourcePartOf: functools.partial(sources.part_of, desk),
+            queries.CredentialsOf: functools.partial(credentials.sealed, desk),
         },
+        listens={JobOutput: functools.partial(jobs.heard, desk)},
         loops=[
             Loop("sweep", functools.partial(sweeps.sweep, desk), every=15.0),
             Loop("tidy", functools.partial(sweeps.tidy, desk), every=300.0),

@@ -2,27 +2,26 @@
 
 import orjson
 from contracts.api import Deploy, DeploymentList, DeploymentStatus, DeploymentView
-from contracts.errors import InvalidInput, NotFound
+from contracts.errors import NotFound
 from contracts.events import DeploymentRequested
 from contracts.ids import new_id
-from contracts.workload import BuildSettings, GitSource, Limits, Source, UploadSource
+from contracts.workload import BuildSettings, Limits
 from fastapi import APIRouter, Response
-from pydantic import TypeAdapter
 from runtime.store import Store, Tx
-from sqlalchemy import select
 
-from gateway import allowances, builds, git, pages, plans, wallets, workloads
+from gateway import allowances, builds, pages, plans, sources, wallets, workloads
+from gateway.desk import Desk
 from gateway.permissions import Member
-from gateway.tables import DeploymentRow, PlanRow, SourceRow, WorkloadRow
+from gateway.sources import AnySource
+from gateway.tables import DeploymentRow, PlanRow, WorkloadRow
 
 router = APIRouter(prefix="/api/paas", tags=["deployments"])
 
-_SOURCE: TypeAdapter[GitSource | UploadSource] = TypeAdapter(Source)
 _VIEW = """json_build_object(
     'id', d.id, 'app', d.workload, 'number', d.number, 'status', d.status, 'reason', d.reason,
     'source', d.source, 'recipe', d.recipe, 'image', d.image, 'size_bytes', d.size_bytes,
-    'commit', d.commit, 'exit_code', d.exit_code, 'failed_step', d.failed_step, 'seconds', d.seconds,
-    'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at, 'position', null
+    'commit', d.commit, 'commit_author', d.commit_author, 'commit_message', d.commit_message, 'exit_code', d.exit_code, 'failed_step', d.failed_step, 'seconds', d.seconds,
+    'notes', d.notes, 'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at, 'position', null
 )"""
 _MINE = (
     "from deployment d join workload w on w.id = d.workload and w.state <> 'deleted' "
@@ -38,43 +37,46 @@ _STATUS = pages.single("json_build_object('status', d.status, 'reason', d.reason
 async def deploy(app: str, caller: Member, chosen: Deploy | None = None) -> Response:
     """Builds the chosen source and brings it to life; one that still waits gives way to the new one."""
     chosen = chosen or Deploy()
-    if chosen.git is not None and chosen.source is not None:
-        raise InvalidInput("choose a Git repository or an uploaded source, not both")
-    wanted = await git.checked(caller.desk, chosen.git) if chosen.git else None
+    wanted = await sources.chosen(caller.desk, chosen, chosen.source)
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
-        await wallets.require_funds(tx, row.organization)
-        limits = caller.desk.settings
-        await allowances.spend(tx, row.organization, "deployment", limits.deploys_per_hour)
-        await allowances.spend(tx, row.organization, "build", limits.builds_per_hour)
-        source = wanted or await _source(tx, row, chosen.source)
-        row.deployments += 1
-        # A deployment is the wish to run: what was suspended is no longer, once this one is built.
-        row.suspended = False
-        deployment = DeploymentRow(
-            id=new_id("dep"),
-            organization=row.organization,
-            workload=row.id,
-            number=row.deployments,
-            status="queued",
-            source=source.model_dump(),
-            build=row.build,
-        )
-        tx.add(deployment)
-        await workloads.end_deployments(
-            tx,
-            row,
-            "superseded",
-            "a newer deployment was asked for",
-            among=("queued",),
-            before=deployment.number,
-        )
-        request = await requested(tx, row, deployment)
-        tx.publish(request.model_copy(update={"trace": tx.trace}))
-        await workloads.settle(tx, row)
+        deployment = await begin(caller.desk, tx, row, wanted or await sources.of(tx, row, chosen.source))
     found = await pages.rendered(caller.desk.store, _ONE, caller.organization, deployment.id, status=202)
     assert found is not None
     return found
+
+
+async def begin(desk: Desk, tx: Tx, row: WorkloadRow, source: AnySource) -> DeploymentRow:
+    await wallets.require_funds(tx, row.organization)
+    limits = desk.settings
+    await allowances.spend(tx, row.organization, "deployment", limits.deploys_per_hour)
+    await allowances.spend(tx, row.organization, "build", limits.builds_per_hour)
+    await sources.require_allowed(tx, row, source)
+    row.deployments += 1
+    # A deployment is the wish to run: what was suspended is no longer, once this one is built.
+    row.suspended = False
+    deployment = DeploymentRow(
+        id=new_id("dep"),
+        organization=row.organization,
+        workload=row.id,
+        number=row.deployments,
+        status="queued",
+        source=source.model_dump(),
+        build=row.build,
+    )
+    tx.add(deployment)
+    await workloads.end_deployments(
+        tx,
+        row,
+        "superseded",
+        "a newer deployment was asked for",
+        among=("queued",),
+        before=deployment.number,
+    )
+    request = await requested(tx, row, deployment)
+    tx.publish(request.model_copy(update={"trace": tx.trace}))
+    await workloads.settle(tx, row)
+    return deployment
 
 
 @router.get("/apps/{app}/deployments", response_model=DeploymentList)
@@ -136,7 +138,7 @@ async def requested(tx: Tx, row: WorkloadRow, deployment: DeploymentRow) -> Depl
         workload=row.id,
         organization=row.organization,
         app_name=row.name,
-        source=_SOURCE.validate_python(deployment.source),
+        source=sources.read(deployment.source),
         build=BuildSettings.model_validate(deployment.build),
         runtimes=await plans.presets_for(tx, plan),
         limits=Limits.model_validate(row.limits),
@@ -144,19 +146,3 @@ async def requested(tx: Tx, row: WorkloadRow, deployment: DeploymentRow) -> Depl
         cache=row.cache if await builds.cache_is_on(tx) else None,
         variables=row.variables,
     )
-
-
-async def _source(tx: Tx, row: WorkloadRow, chosen: str | None) -> GitSource | UploadSource:
-    if chosen is None and row.git is not None:
-        return GitSource.model_validate(row.git)
-    uploads = select(SourceRow).where(SourceRow.workload == row.id).order_by(SourceRow.id.desc())
-    if chosen is not None:
-        uploads = uploads.where(SourceRow.id == chosen)
-    found = await tx.one(uploads.limit(1))
-    if found is None and chosen is not None:
-        raise InvalidInput("the app has no such source any more; upload it again", source=chosen)
-    if found is None:
-        raise InvalidInput(
-            "there is nothing to deploy; upload a source with POST …/source, or name a Git repository"
-        )
-    return UploadSource(source=found.id, sha256=found.sha256, size=found.size)

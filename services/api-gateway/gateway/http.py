@@ -15,12 +15,16 @@ from gateway import (
     apps,
     auth,
     builds,
+    credentials,
     deployments,
+    images,
+    jobs,
     logs,
     nodes,
     organizations,
     permissions,
     plans,
+    run,
     sources,
     usage,
     variables,
@@ -42,7 +46,11 @@ ROUTERS = (
     plans.router,
     nodes.router,
     sources.router,
+    credentials.router,
+    images.router,
     alerts.router,
+    jobs.router,
+    run.router,
 )
 LARGEST_BODY = 256 * 1024
 _FAILURES: dict[int | str, dict[str, Any]] = {

@@ -13,18 +13,24 @@ from contracts.events import (
     BuildFinished,
     BuildStarted,
     HostnameAssigned,
+    JobEnded,
     PlacementBlocked,
     PlacementDecided,
     RolloutFinished,
 )
 from contracts.ids import new_id
-from contracts.workload import BuildFailed, BuildSucceeded
+from contracts.jobs import JobKind
+from contracts.workload import BuildCancelled, BuildFailed, BuildSucceeded, Process
 from runtime.store import Tx
 from sqlalchemy import func, select
 
-from gateway import status, workloads
+from gateway import jobs, status, workloads
+from gateway.desk import Desk
 from gateway.status import Blockage, Placement, Rollout
 from gateway.tables import DeploymentRow, ReleaseRow, WorkloadRow
+
+RELEASE: JobKind = "release"
+_LOG_TAIL = 50
 
 # --- hostnames -------------------------------------------------------------------------------------------
 
@@ -45,20 +51,29 @@ async def build_started(event: BuildStarted, tx: Tx) -> None:
         await workloads.settle(tx, row)
 
 
-async def build_finished(event: BuildFinished, tx: Tx) -> None:
+async def build_finished(desk: Desk, event: BuildFinished, tx: Tx) -> None:
     row, deployment = await _both(tx, event.workload, event.deployment)
     if row is None or deployment.seconds is not None:
         return
-    deployment.seconds = event.seconds
+    deployment.seconds, deployment.build_lines = event.seconds, event.lines
+    if not isinstance(event.result, BuildCancelled):
+        deployment.commit = event.result.commit
+        deployment.commit_author = event.result.commit_author
+        deployment.commit_message = event.result.commit_message
     if isinstance(event.result, BuildSucceeded):
-        await _built(tx, row, deployment, event.result)
+        await _built(desk, tx, row, deployment, event.result)
+    elif isinstance(event.result, BuildCancelled):
+        if deployment.status in status.WAITING:
+            _enter(deployment, "cancelled", event.result.message)
     else:
         _not_built(deployment, event.result)
     await workloads.settle(tx, row)
 
 
-async def _built(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, result: BuildSucceeded) -> None:
-    deployment.recipe, deployment.commit = result.recipe, result.commit
+async def _built(
+    desk: Desk, tx: Tx, row: WorkloadRow, deployment: DeploymentRow, result: BuildSucceeded
+) -> None:
+    deployment.recipe = result.recipe
     deployment.image, deployment.size_bytes = result.image, result.size_bytes
     if deployment.status not in status.WAITING:
         return
@@ -83,9 +98,54 @@ async def _built(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, result: Bu
     await workloads.end_deployments(
         tx, row, "superseded", "a newer deployment was faster", before=deployment.number
     )
+    command = result.processes.get(RELEASE)
+    if command is None:
+        _go_live(tx, row, deployment, release)
+        return
+    deployment.reason = "its release phase runs before it goes live"
+    spec = workloads.spec_of(row).model_copy(
+        update={"image": release.image, "release": release.id, "deployment": deployment.id}
+    )
+    seconds = desk.settings.release_minutes * 60
+    jobs.ask(tx, row, spec, RELEASE, command, seconds, desk.clock.now, deployment=deployment.id)
+
+
+def _go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: ReleaseRow) -> None:
+    had = set(row.processes)
     workloads.use_release(row, release)
+    new = [
+        name
+        for name, process in row.processes.items()
+        if name not in had and not Process.model_validate(process).replicas
+    ]
+    deployment.notes = [
+        f"the process {name} is new and has no instance yet; POST …/scale gives it some"
+        for name in sorted(new)
+    ]
     row.state, row.suspended = "running", False
     workloads.change(tx, row)
+
+
+async def job_ended(event: JobEnded, tx: Tx) -> None:
+    """The end of a release phase decides about its deployment; all others are only noted."""
+    row = await workloads.find(tx, event.workload)
+    ended = await jobs.end(event, tx)
+    if row is None or ended is None or ended.deployment is None:
+        return
+    deployment = await tx.get(DeploymentRow, ended.deployment, lock=True)
+    if deployment is None or deployment.status != "deploying":
+        return
+    if event.outcome == "succeeded":
+        release = await tx.one(select(ReleaseRow).where(ReleaseRow.deployment == deployment.id))
+        assert release is not None, "a release phase has a release"
+        deployment.reason = None
+        _go_live(tx, row, deployment, release)
+    else:
+        deployment.failed_step, deployment.exit_code = RELEASE, event.exit_code
+        deployment.log_tail = [line.text for line in event.tail[-_LOG_TAIL:]]
+        words = event.words or event.outcome
+        _enter(deployment, "failed", f"the release phase failed: {words}")
+    await workloads.settle(tx, row)
 
 
 def _not_built(deployment: DeploymentRow, result: BuildFailed) -> None:

@@ -42,6 +42,10 @@ class GatewaySettings(BaseSettings):
     )
     builds_per_hour: int = Field(120, ge=1, description="Builds an organization may ask for in an hour")
     deploys_per_hour: int = Field(240, ge=1, description="Deployments an organization may ask for in an hour")
+    release_minutes: float = Field(
+        30, gt=0, le=600, description="A release phase that runs for longer is ended, and fails"
+    )
+    jobs_per_app: int = Field(5, ge=1, le=100, description="Commands an app runs at the same time")
     stream_seconds: float = Field(
         600, gt=0, description="A log stream ends itself after so long, and the client comes again"
     )

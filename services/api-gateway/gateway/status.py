@@ -13,7 +13,7 @@ from contracts.model import Model, Moment
 
 WAITING: tuple[DeploymentStatus, ...] = ("queued", "building")
 PENDING: tuple[DeploymentStatus, ...] = (*WAITING, "deploying", "blocked")
-SETTLED: tuple[DeploymentStatus, ...] = ("running", "failed", "superseded")
+SETTLED: tuple[DeploymentStatus, ...] = ("running", "failed", "superseded", "cancelled")
 
 
 class Placement(Model):
@@ -62,7 +62,8 @@ def verdict(
     short = blockage is not None and (placement is None or blockage.at > placement.at)
     words = blockage.words if short and blockage is not None else None
     running = sum(r.running for r in heard.values())
-    everywhere = placement is not None and 0 < len(set(placement.nodes)) == len(heard)
+    # An app all of whose processes have no instance is placed on no node, and that is all there is to it.
+    everywhere = placement is not None and len(set(placement.nodes)) == len(heard)
     if everywhere or (placement is None and short and running > 0):
         return Verdict("up", words, running)
     return Verdict("blocked", words) if short else Verdict("pending")

@@ -167,7 +167,8 @@ class WorkloadRow(Base):
     chosen_port: Mapped[int | None]
     port: Mapped[int]
     health: Mapped[Json]
-    git: Mapped[Json | None]
+    # Where it comes from, when that is not what is uploaded.
+    source: Mapped[Json | None]
     build: Mapped[Json]
     restarts: Mapped[int] = mapped_column(server_default="0")
     # Sealed: all of them, and those of the instances. The digest is the same for the same of the latter.
@@ -239,6 +240,8 @@ class DeploymentRow(Base):
     image: Mapped[str | None]
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
     commit: Mapped[str | None]
+    commit_author: Mapped[str | None]
+    commit_message: Mapped[str | None]
     exit_code: Mapped[int | None]
     failed_step: Mapped[str | None]
     seconds: Mapped[float | None]
@@ -353,6 +356,18 @@ class TicketRow(Base):
     # What is talked to, and how.
     target: Mapped[Json]
     expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class CredentialRow(Base):
+    """`sealed` opens for the builder; `shown` is what may be seen of it."""
+
+    __tablename__ = "credential"
+    workload: Mapped[str] = mapped_column(ForeignKey("workload.id"), primary_key=True)
+    purpose: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    sealed: Mapped[str]
+    shown: Mapped[Json]
+    made_at: Mapped[datetime]
 
 
 # --- money, and the platform about itself ----------------------------------------------------------------

@@ -15,9 +15,9 @@ from runtime.store import Tx
 from sqlalchemy import case, func, select, true, update
 from sqlalchemy import delete as remove
 
-from gateway import funds, status
+from gateway import funds, jobs, status
 from gateway.status import Blockage, Facts, Placement, Rollout, Verdict
-from gateway.tables import DeploymentRow, ReleaseRow, SourceRow, WorkloadRow
+from gateway.tables import CredentialRow, DeploymentRow, ReleaseRow, SourceRow, WorkloadRow
 
 DEFAULT_PORT = 8080
 
@@ -91,7 +91,8 @@ def use_release(row: WorkloadRow, release: ReleaseRow | None) -> None:
         row.image = row.release = row.deployment = None
         return
     had = {name: Process.model_validate(process) for name, process in row.processes.items()}
-    commands = release.processes or {"web": None}
+    # The release phase has run by now, and is no process of instances.
+    commands = {name: c for name, c in release.processes.items() if name != "release"} or {"web": None}
     set_processes(
         row,
         {
@@ -125,6 +126,7 @@ async def restart(tx: Tx, row: WorkloadRow) -> None:
 async def stop(tx: Tx, row: WorkloadRow) -> None:
     """What is under way for the app ends too: the last word counts."""
     await end_deployments(tx, row, "superseded", "the app was stopped")
+    await jobs.cancel_all(tx, row.id, "release")
     row.suspended = False
     if row.state == "running":
         row.state, row.live = "stopped", False
@@ -134,6 +136,7 @@ async def stop(tx: Tx, row: WorkloadRow) -> None:
 
 async def suspend(tx: Tx, row: WorkloadRow) -> None:
     await end_deployments(tx, row, "failed", "the wallet is empty; add credit, then deploy again")
+    await jobs.cancel_all(tx, row.id, "release", "run", "cron")
     if row.state == "running" and row.image is not None:
         row.state, row.live, row.suspended = "stopped", False, True
         change(tx, row)
@@ -143,10 +146,12 @@ async def suspend(tx: Tx, row: WorkloadRow) -> None:
 async def delete(tx: Tx, row: WorkloadRow) -> None:
     """Gone for the customer at once, its name free; the row stays as the word to everybody who missed it."""
     await end_deployments(tx, row, "superseded", "the app was deleted")
+    await jobs.cancel_all(tx, row.id, "release", "run", "cron")
     row.state, row.live = "deleted", False
     row.variables = row.runtime_variables = row.variables_digest = None
     _raise_generation(row)
     await tx.execute(remove(SourceRow).where(SourceRow.workload == row.id))
+    await tx.execute(remove(CredentialRow).where(CredentialRow.workload == row.id))
     tx.publish(AppDeleted(spec=spec_of(row)))
 
 

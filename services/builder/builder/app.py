@@ -40,15 +40,22 @@ def create(
         for loop in loops:
             loop.nudge()
 
-    queue = Queue(runtime, settings.lease_seconds, nudge)
+    queue = Queue(runtime, settings.lease_seconds, nudge, settings.organization_concurrency)
     builds = Builds(runtime, settings, images, queue, ca_bundle)
     janitor = Janitor(runtime, settings, images)
     loops += [Loop(f"build-{n}", builds.work, every=5.0) for n in range(1, settings.concurrency + 1)]
     return Service(
         name="builder",
-        handles={events.DeploymentRequested: queue.requested, events.AppDeleted: queue.deleted},
+        handles={
+            events.DeploymentRequested: queue.requested,
+            events.DeploymentCancelled: queue.cancelled,
+            events.AppDeleted: queue.deleted,
+        },
         publishes=(events.BuildStarted, events.BuildFinished),
-        answers={queries.BuildLogAfter: functools.partial(build_log.answer, runtime)},
+        answers={
+            queries.BuildLogAfter: functools.partial(build_log.answer, runtime),
+            queries.BuildsOpen: queue.answer,
+        },
         reports=(reports.BuildLog,),
         loops=[*loops, Loop("pending", queue.heal, every=45.0), Loop("janitor", janitor.work, every=300.0)],
         on_stop=images.close,

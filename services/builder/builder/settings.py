@@ -23,6 +23,9 @@ class BuilderSettings(BaseSettings):
         description="Marks what this installation makes in the engine; as the node agent's",
     )
     concurrency: int = Field(2, ge=1, le=32, description="Builds at the same time")
+    organization_concurrency: int = Field(
+        2, ge=1, le=32, description="Builds of one organization at the same time, on all builders"
+    )
     timeout_seconds: float = Field(1800, gt=0, description="Longest build, from source to image")
     lease_seconds: float = Field(
         20,

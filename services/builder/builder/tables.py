@@ -5,7 +5,7 @@ from typing import Literal
 
 from runtime.lease import Leased
 from runtime.tables import NAMING
-from sqlalchemy import BigInteger, DateTime, Index, LargeBinary, MetaData, Text, func, text
+from sqlalchemy import BigInteger, DateTime, Index, LargeBinary, MetaData, Text, false, func, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 State = Literal["queued", "building", "succeeded", "failed", "cancelled"]
@@ -21,6 +21,10 @@ class BuildRow(Leased, Base):
     deployment: Mapped[str] = mapped_column(Text, unique=True)
     workload: Mapped[str] = mapped_column(Text)
     organization: Mapped[str] = mapped_column(Text)
+    # Of its deployment: a newer one of the same app makes a build that still waits superfluous.
+    number: Mapped[int] = mapped_column(server_default="0")
+    # Of an environment that is not production.
+    preview: Mapped[bool] = mapped_column(server_default=false())
     # `request` and `result` as JSON in text: what customers write may hold what JSONB does not.
     request: Mapped[str] = mapped_column(Text)
     state: Mapped[State] = mapped_column(Text)
@@ -36,6 +40,8 @@ class BuildRow(Leased, Base):
         # The queue is the few rows of a large table that are not finished.
         Index("build_open", "queued_at", postgresql_where=text("state in ('queued', 'building')")),
         Index("build_of_workload", "workload", "finished_at"),
+        # Who was served longest ago.
+        Index("build_of_organization", "organization", "started_at"),
     )
 
 

@@ -1,8 +1,13 @@
-"""queue"""
+"""build.number, build.preview, and whose turn it is"""
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "builder_0002"
 down_revision = "builder_0001"
 
 
 def upgrade() -> None:
-    pass
+    op.add_column("build", sa.Column("number", sa.Integer, nullable=False, server_default="0"))
+    op.add_column("build", sa.Column("preview", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.create_index("build_of_organization", "build", ["organization", "started_at"])
