@@ -17,6 +17,7 @@ from runtime.runtime import Runtime
 
 from builder import context, recipe, repository
 from builder.build_log import LeaseLost, LogWriter
+from builder.given import Given, opened
 from builder.hints import hint_for
 from builder.image_builder import ImageBuilder, Order, StepFailed
 from builder.queue import ATTEMPTS, Claimed, Queue
@@ -118,7 +119,8 @@ class Builds:
             )
         except StepFailed as error:
             hint = error.hint or hint_for(error.message, writer.tail)
-            return BuildFailed(step=error.step, exit_code=error.exit_code, message=error.message, hint=hint)
+            message = writer.masked(error.message)
+            return BuildFailed(step=error.step, exit_code=error.exit_code, message=message, hint=hint)
         except LeaseLost:
             raise
         except Exception as error:
@@ -171,13 +173,22 @@ class Builds:
             memory_mb=max(request.limits.memory_mb, self.settings.memory_mb),
             cpu_millis=max(request.limits.cpu_millis, self.settings.cpu_millis),
         )
+        given = opened(request, self.runtime.settings.seal_key_of("variables"))
+        writer.hide(given.mask())
         with contextlib.ExitStack() as files:
             archive = files.enter_context(tempfile.TemporaryFile())
             packed = files.enter_context(tempfile.TemporaryFile())
-            return await self._steps(claimed, order, archive, packed, writer)
+            return await self._steps(claimed, order, archive, packed, writer, given=given)
 
     async def _steps(
-        self, claimed: Claimed, order: Order, archive: BinaryIO, packed: BinaryIO, writer: LogWriter
+        self,
+        claimed: Claimed,
+        order: Order,
+        archive: BinaryIO,
+        packed: BinaryIO,
+        writer: LogWriter,
+        *,
+        given: Given,
     ) -> BuildSucceeded:
         request = claimed.request
         commit = await self._source(claimed, order, archive, writer)
@@ -202,6 +213,7 @@ class Builds:
         for line in chosen.why:
             await writer.write("recipe", "platform", line)
 
+        chosen = given.into(chosen, found.source)
         await asyncio.to_thread(context.write, archive, limits, found, chosen, packed)
         image = await self.images.build(
             order,

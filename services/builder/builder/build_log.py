@@ -1,11 +1,14 @@
 """The log of a build: numbered lines without a gap, stored first and reported live right after.
 
 Only who holds the build's lease writes on, from where the row says the log ends; so a reader never sees two
-stories under one number, whoever took over from whom. The stored log is the truth, the report a nudge.
+stories under one number, whoever took over from whom. The stored log is the truth, the report a nudge. What
+must not be shown is masked before anything else happens to a line.
 """
 
 import asyncio
+import re
 from collections import deque
+from collections.abc import Sequence
 
 from contracts.errors import Unavailable
 from contracts.queries import BuildLogAfter, BuildLogPage
@@ -13,9 +16,10 @@ from contracts.reports import BuildLog, LogLine
 from pydantic import TypeAdapter
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, Tx
-from sqlalchemy import select, update
+from sqlalchemy import update
 
 from builder.image_builder import Say, Step, Stream
+from builder.masking import Mask
 from builder.tables import BuildRow, LogRow
 
 _BATCH_SECONDS = 0.05
@@ -23,10 +27,13 @@ _LONGEST_LINE = 4000
 # One message of the bus holds a megabyte.
 _BATCH_BYTES = 200_000
 _PAGE_BYTES = 600_000
-_CHUNKS_AT_ONCE = 20
 # Who writes faster than we store waits.
-_MOST_WAITING = 5000
+_MOST_WAITING = 2_000_000
+# What is said of a line beside its text, about.
+_AROUND_A_LINE = 100
 _TAIL = 40
+# What a terminal would not show; colours begin with an escape, and stay.
+_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
 
 _LINES: TypeAdapter[tuple[LogLine, ...]] = TypeAdapter(tuple[LogLine, ...])
 _OPEN = ("queued", "building")
@@ -49,12 +56,22 @@ class LogWriter:
         self._bytes = build.log_bytes
         self._sequence = build.log_sequence
         self._full = build.log_bytes > largest
-        self._waiting: deque[tuple[LogLine, bytes]] = deque()
+        self._mask = Mask()
+        self._waiting: deque[LogLine] = deque()
+        self._waiting_size = 0
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._storing = asyncio.Lock()
         self.tail: deque[str] = deque(maxlen=_TAIL)
+
+    def hide(self, mask: Mask) -> None:
+        """From the next line on."""
+        self._mask = mask
+
+    def masked(self, text: str) -> str:
+        """A text that leaves the build beside its log."""
+        return self._mask.words(text)
 
     def of(self, step: Step) -> Say:
         async def say(stream: Stream, text: str) -> None:
@@ -63,25 +80,39 @@ class LogWriter:
         return say
 
     async def write(self, step: Step, stream: Stream, text: str) -> None:
-        for line in text.split("\n"):
-            self._append(step, stream, clean(line))
-        if len(self._waiting) > _MOST_WAITING:
+        """One line, or several at once."""
+        text = _UNSHOWN.sub("", self._mask.lines(stream, text))
+        lines = [clean(line) for line in text.split("\n")]
+        if stream == "platform":
+            self._append(step, stream, lines)
+        else:
+            self.tail.extend(lines[-_TAIL:])
+            self._output(step, stream, lines)
+        if self._waiting_size > _MOST_WAITING:
             self._room.clear()
             await self._room.wait()
 
-    def _append(self, step: Step, stream: Stream, text: str) -> None:
-        if stream != "platform":
-            self.tail.append(text)
-            self._bytes += len(text.encode()) + 1
+    def _output(self, step: Step, stream: Stream, lines: list[str]) -> None:
+        """It counts; what the platform itself says is little, and is never left out."""
+        if self._full:
+            return
+        for number, line in enumerate(lines):
+            self._bytes += len(line.encode()) + 1
             if self._bytes > self._largest:
-                if self._full:
-                    return
                 self._full = True
-                stream, text = "platform", "The log is too long; from here on the output is left out."
-        self._sequence += 1
+                self._append(step, stream, lines[:number])
+                self._append(step, "platform", ["The log is too long; from here on the output is left out."])
+                return
+        self._append(step, stream, lines)
+
+    def _append(self, step: Step, stream: Stream, lines: Sequence[str]) -> None:
         now = self._runtime.clock.now()
-        line = LogLine(sequence=self._sequence, at=now, stream=stream, step=step, text=text)
-        self._waiting.append((line, line.model_dump_json().encode()))
+        for text in lines:
+            self._sequence += 1
+            self._waiting.append(
+                LogLine(sequence=self._sequence, at=now, stream=stream, step=step, text=text)
+            )
+            self._waiting_size += _size(text)
         self._arrived.set()
 
     async def run(self) -> None:
@@ -102,18 +133,17 @@ class LogWriter:
                 batch = _batch(self._waiting)
                 async with self._runtime.store.transaction(PLATFORM) as tx:
                     stored = await self._store(tx, batch)
-                while self._waiting and self._waiting[0][0].sequence <= stored:
-                    self._waiting.popleft()
-                if len(self._waiting) < _MOST_WAITING // 2:
+                while self._waiting and self._waiting[0].sequence <= stored:
+                    self._waiting_size -= _size(self._waiting.popleft().text)
+                if self._waiting_size < _MOST_WAITING // 2:
                     self._room.set()
-                lines = tuple(line for line, _ in batch)
                 await self._runtime.bus.report(
-                    BuildLog(build=self._build, deployment=self._deployment, lines=lines)
+                    BuildLog(build=self._build, deployment=self._deployment, lines=batch)
                 )
 
-    async def _store(self, tx: Tx, batch: list[tuple[LogLine, bytes]]) -> int:
+    async def _store(self, tx: Tx, batch: tuple[LogLine, ...]) -> int:
         """Moves the end of the log on, which only the holder can, and only from where it is."""
-        first, last = batch[0][0].sequence, batch[-1][0].sequence
+        first, last = batch[0].sequence, batch[-1].sequence
         moved = await tx.execute(
             update(BuildRow)
             .where(
@@ -137,21 +167,27 @@ class LogWriter:
                 first=first,
                 last=last,
                 organization=self._organization,
-                lines=b"[" + b",".join(text for _, text in batch) + b"]",
+                lines=_LINES.dump_json(batch),
             )
         )
         return last
 
 
-def _batch(waiting: deque[tuple[LogLine, bytes]]) -> list[tuple[LogLine, bytes]]:
-    batch: list[tuple[LogLine, bytes]] = []
+def _batch(waiting: deque[LogLine]) -> tuple[LogLine, ...]:
+    batch: list[LogLine] = []
     size = 0
     for line in waiting:
-        size += len(line[1])
+        size += _size(line.text)
         if batch and size > _BATCH_BYTES:
             break
         batch.append(line)
-    return batch
+    return tuple(batch)
+
+
+def _size(text: str) -> int:
+    """Of a line with this text, in JSON."""
+    escaped = 5 * text.count("\x1b") + text.count('"') + text.count("\\") + text.count("\t")
+    return len(text.encode()) + escaped + _AROUND_A_LINE
 
 
 def append(tx: Tx, row: BuildRow, line: LogLine) -> None:
@@ -170,33 +206,45 @@ def append(tx: Tx, row: BuildRow, line: LogLine) -> None:
 
 def clean(text: str) -> str:
     """A line as a terminal would leave it: what a carriage return overwrote is gone, colours stay."""
-    text = text.rstrip("\r").rpartition("\r")[2].replace("\x00", "")
+    text = text.rstrip("\r").rpartition("\r")[2]
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} …"
+
+
+_PAGE = """
+select lines from (
+    select first, lines, sum(octet_length(lines)) over (order by first) - octet_length(lines) as before
+    from build_log where deployment = %s and first <= %s and first >= (
+        select coalesce(max(first), 0) from build_log where deployment = %s and first <= %s
+    )
+) page where before < %s order by first
+"""
+_STANDING = "select state, log_sequence from build where deployment = %s"
 
 
 async def answer(runtime: Runtime, question: BuildLogAfter) -> BuildLogPage:
     """`finished` once nothing can follow the last line of the page."""
-    lines: list[LogLine] = []
-    size = 0
+    after, deployment = question.after, question.deployment
     async with runtime.store.transaction(PLATFORM) as tx:
+        connection = await tx.connection()
         # Before the lines: what is stored after this look is in the next page.
-        row = await tx.one(select(BuildRow).where(BuildRow.deployment == question.deployment))
+        row = await (await connection.execute(_STANDING, (deployment,), prepare=True)).fetchone()
         if row is None:
             return BuildLogPage(lines=(), finished=False)
-        after = question.after
-        while after < row.log_sequence and len(lines) < question.limit and size < _PAGE_BYTES:
-            chunks = await tx.scalars(
-                select(LogRow)
-                .where(LogRow.deployment == question.deployment, LogRow.last > after)
-                .order_by(LogRow.first)
-                .limit(_CHUNKS_AT_ONCE)
-            )
-            if not chunks:
-                break
-            for line in (line for chunk in chunks for line in _LINES.validate_json(chunk.lines)):
-                if line.sequence <= after or len(lines) == question.limit or size >= _PAGE_BYTES:
-                    continue
-                lines.append(line)
-                size += len(line.model_dump_json())
-                after = line.sequence
-    return BuildLogPage(lines=tuple(lines), finished=row.state not in _OPEN and after >= row.log_sequence)
+        state, end = row
+        place = (deployment, after + question.limit, deployment, after + 1, _PAGE_BYTES)
+        found = await (await connection.execute(_PAGE, place, prepare=True)).fetchall()
+    chunks = (_LINES.validate_json(chunk) for (chunk,) in found)
+    lines = [line for chunk in chunks for line in chunk if line.sequence > after][: question.limit]
+    lines = _fitting(lines)
+    last = lines[-1].sequence if lines else after
+    return BuildLogPage(lines=tuple(lines), finished=state not in _OPEN and last >= end)
+
+
+def _fitting(lines: list[LogLine]) -> list[LogLine]:
+    """Those in front that fit into one message; the sizes in Postgres are bounds of whole chunks only."""
+    size = 0
+    for number, line in enumerate(lines):
+        size += _size(line.text)
+        if number and size > _PAGE_BYTES:
+            return lines[:number]
+    return lines

@@ -1,4 +1,7 @@
-"""What the engine says while it builds, JSON made into lines, a step and an end. PURE."""
+"""What the engine says while it builds, JSON made into lines, a step and an end. PURE.
+
+Lines of one stream that arrive together stay together, as one text: a build may say fifty thousand of them.
+"""
 
 import json
 import re
@@ -12,9 +15,12 @@ _STEP = re.compile(r"^Step \d+/\d+ : (.*)$")
 _CONTAINER = re.compile(r"^ ---> Running in ([0-9a-f]{12})$")
 _LAYER = re.compile(r"^ ---> ([0-9a-f]{12})$")
 _CHATTER = re.compile(r"^( ---> |Removing intermediate container |Successfully (built|tagged) )")
-_LONGEST_PART = 64 * 1024
+# How every line of the engine's own begins.
+_ENGINES = ("Step ", " ---> ", "Removing ", "Successfully ")
+_LONGEST_LINE = 64 * 1024
 
-Line = tuple[Stream, str]
+# Whole lines, without the last one's end.
+Lines = tuple[Stream, str]
 
 
 class BuildOutput:
@@ -31,19 +37,30 @@ class BuildOutput:
         self._bytes = b""
         self._parts: dict[Stream, str] = {"stdout": "", "stderr": ""}
 
-    def feed(self, chunk: bytes) -> Iterator[Line]:
+    def feed(self, chunk: bytes) -> Iterator[Lines]:
+        """In the order in which they were said."""
         *messages, self._bytes = (self._bytes + chunk).split(b"\r\n")
+        together: list[str] = []
+        of: Stream = "stdout"
         for message in messages:
-            if message.strip():
-                yield from self._message(json.loads(message))
+            if not message.strip():
+                continue
+            for stream, text in self._message(json.loads(message)):
+                if together and stream != of:
+                    yield of, "\n".join(together)
+                    together = []
+                of = stream
+                together.append(text)
+        if together:
+            yield of, "\n".join(together)
 
-    def end(self) -> Iterator[Line]:
+    def end(self) -> Iterator[Lines]:
         for stream, text in self._parts.items():
             if text:
-                yield from self._line(stream, text)
+                yield from self._lines(stream, [text])
         self._parts = {"stdout": "", "stderr": ""}
 
-    def _message(self, message: dict[str, object]) -> Iterator[Line]:
+    def _message(self, message: dict[str, object]) -> Iterator[Lines]:
         if "stream" in message:
             yield from self._text(str(message["stream"]))
         elif "error" in message or "errorDetail" in message:
@@ -57,18 +74,32 @@ class BuildOutput:
         elif "status" in message and "progressDetail" not in message:
             yield "platform", str(message["status"])
 
-    def _text(self, text: str) -> Iterator[Line]:
+    def _text(self, text: str) -> Iterator[Lines]:
         stream: Stream = "stdout"
         if text.startswith(_RED):
             stream, text = "stderr", text.removeprefix(_RED).removesuffix(_PLAIN)
         *lines, rest = (self._parts[stream] + text).split("\n")
-        if len(rest) > _LONGEST_PART:
-            lines, rest = [*lines, rest], ""
+        if len(rest) > _LONGEST_LINE:
+            # The end of so long a line is shown nowhere; of one that overwrites itself, only the end is.
+            rest = (rest.rpartition("\r")[2] if "\r" in rest else rest)[:_LONGEST_LINE]
         self._parts[stream] = rest
-        for line in lines:
-            yield from self._line(stream, line)
+        yield from self._lines(stream, lines)
 
-    def _line(self, stream: Stream, text: str) -> Iterator[Line]:
+    def _lines(self, stream: Stream, lines: list[str]) -> Iterator[Lines]:
+        plain: list[str] = []
+        for line in lines:
+            if line and not line.startswith(_ENGINES):
+                plain.append(line)
+                continue
+            if plain:
+                yield stream, "\n".join(plain)
+                plain = []
+            yield from self._engines(stream, line)
+        if plain:
+            yield stream, "\n".join(plain)
+
+    def _engines(self, stream: Stream, text: str) -> Iterator[Lines]:
+        """Lines that may be the engine's own, or a blank one."""
         step = _STEP.match(text) if stream == "stdout" else None
         layer = _LAYER.match(text)
         container = _CONTAINER.match(text) if stream == "stdout" else None
