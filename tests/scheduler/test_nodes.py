@@ -10,6 +10,7 @@ from runtime.store import PLATFORM
 from scheduler.departures import SETTLED, Departures
 from scheduler.nodes import Nodes, newest
 from scheduler.projection import Projection
+from scheduler.relief import Relief
 from sqlalchemy import text
 
 from tests.harness import eventually
@@ -19,7 +20,8 @@ from tests.scheduler.samples import heartbeat, newer, running, spec, stopped
 
 def nodes_of(stage: Stage) -> Nodes:
     """A second scheduler's view, whose time passes when the test says so."""
-    return Nodes(stage.runtime, Departures(lambda: None), 90, lambda: None)
+    relief = Relief(stage.runtime, lambda: None)
+    return Nodes(stage.runtime, Departures(lambda: None), relief, 90, lambda: None)
 
 
 async def pass_time(stage: Stage, nodes: Nodes, seconds: int) -> None:
@@ -117,13 +119,17 @@ async def test_a_silent_node_is_offline_after_90_seconds_and_takes_nothing_until
     ]
 
 
-async def test_what_runs_on_a_node_that_is_offline_stays_there(scheduler: Stage) -> None:
+async def test_what_is_bound_to_a_node_that_is_offline_stays_there(scheduler: Stage) -> None:
     nodes = nodes_of(scheduler)
     await scheduler.joins("n1")
     app = spec()
     await scheduler.harness.publish(AppChanged(spec=app))
     await scheduler.told("n1", app, slots=1)
+    async with scheduler.runtime.store.transaction(PLATFORM) as tx:
+        await tx.execute(text("update workload set bound = 'n1'"))
     await pass_time(scheduler, nodes, 100)
+    event = await scheduler.harness.event(PlacementBlocked)
+    assert event.reasons == {"n1": "offline, and the volumes are there"}
     await scheduler.joins("n2")
     later = newer(app, image="two")
     await scheduler.harness.publish(AppChanged(spec=later))

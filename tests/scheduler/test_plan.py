@@ -1,8 +1,12 @@
 """Placement as tables: what stays, what leaves and why, where the rest goes, and why it does not."""
 
+import random
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from contracts.workload import Process
-from scheduler.fleet import NOTHING, Fleet, Node, Room
+from scheduler.fleet import ANY, NOTHING, Fleet, Needs, Node, Room
 from scheduler.plan import Plan, Put, make_plan, recheck
 from scheduler.reconcile import Demand, Placed, Removal
 
@@ -51,8 +55,8 @@ def test_without_an_image_or_stopped_nothing_is_wanted(change: dict[str, str | N
 # --- what stays and what leaves ----------------------------------------------------------------------
 
 
-def test_what_is_well_placed_is_not_touched_even_while_its_node_is_away() -> None:
-    fleet = Fleet([node(online=False, reserved=SMALL), node("n2")])
+def test_what_is_well_placed_is_not_touched() -> None:
+    fleet = Fleet([node(reserved=Room(900, 900, 900)), node("n2")])
     plan = make_plan(demand(WEB), [Placed(WEB, "n1", SMALL)], fleet)
     assert plan == Plan(demand(WEB), (), (), {WEB: "n1"})
 
@@ -241,19 +245,152 @@ def test_a_refused_plan_takes_nothing_from_the_nodes_that_had_room() -> None:
     assert fresh["n1"].reserved == NOTHING
 
 
-def test_a_thousand_takings_and_givings_leave_the_ranking_right() -> None:
-    fleet = Fleet([node(f"n{i}") for i in range(5)])
-    home = fleet.node("n3")
-    assert home is not None
-    for _ in range(1000):
-        assert fleet.least_utilized("eu", SMALL) is not None
-        fleet.resize(home, NOTHING, SMALL)
-        fleet.resize(home, SMALL, NOTHING)
-    order = []
-    for _ in range(5):
-        found = fleet.least_utilized("eu", SMALL)
-        assert found is not None
-        fleet.resize(found, NOTHING, SMALL)
-        order.append(found.name)
-    assert order == ["n0", "n1", "n2", "n3", "n4"]
-    assert fleet.least_utilized("us", SMALL) is None
+# --- what a node must have besides room --------------------------------------------------------------
+
+
+def needing(needs: Needs = ANY, **changes: Any) -> Demand:
+    return replace(demand(WEB, WEB2), needs=needs, **changes)
+
+
+SSD = frozenset({("disk", "ssd")})
+
+
+def test_labels_runtime_and_architecture_are_had_or_the_node_says_what_it_lacks() -> None:
+    fit = node("n4", reserved=Room(500, 500, 500))
+    fit.labels, fit.runtimes, fit.architecture = SSD | {("zone", "a")}, frozenset({"runsc"}), "arm64"
+    slow, plain, other = node("n1"), node("n2"), node("n3")
+    slow.labels, slow.runtimes = frozenset({("disk", "hdd")}), frozenset({"runsc"})
+    plain.labels = SSD
+    other.labels, other.runtimes, other.architecture = SSD, frozenset({"runsc"}), "amd64"
+    wanted = needing(Needs(SSD, "runsc", "arm64"))
+    assert nodes_of(make_plan(wanted, [], Fleet([slow, plain, other, fit]))) == ["n4", "n4"]
+    assert make_plan(wanted, [], Fleet([slow, plain, other])).blocked == {
+        "n1": "has no label disk=ssd",
+        "n2": "its engine has no runtime runsc",
+        "n3": "it is amd64, the image is for arm64",
+    }
+
+
+def test_a_closed_node_takes_nothing_new_and_keeps_what_it_has() -> None:
+    closed = node("n1", reserved=SMALL)
+    closed.closed = "disabled by its administrator"
+    plan = make_plan(demand(WEB, WEB2), [Placed(WEB, "n1", SMALL)], Fleet([closed]))
+    assert plan.slots == {WEB: "n1"}
+    assert plan.blocked == {"n1": "disabled by its administrator"}
+
+
+def test_replicas_that_spread_go_where_fewest_are_and_share_a_node_only_when_they_must() -> None:
+    fleet = Fleet([node("n1"), node("n2", reserved=Room(700, 128, 256)), node("n3")])
+    spread = replace(demand(*(("web", i) for i in range(5))), spread=True)
+    assert sorted(nodes_of(make_plan(spread, [], fleet))) == ["n1", "n1", "n2", "n3", "n3"]
+
+
+def test_replicas_that_are_to_be_apart_never_share_a_node() -> None:
+    plan = make_plan(needing(apart=True), [], Fleet([node("n1"), node("n2", reserved=Room(500, 0, 0))]))
+    assert nodes_of(plan) == ["n1", "n2"]
+    alone = make_plan(needing(apart=True), [], Fleet([node("n1")]))
+    assert alone.slots == {WEB: "n1"}
+    assert alone.blocked == {"n1": "runs another replica, and they are to be apart"}
+
+
+def test_a_workload_runs_where_its_volumes_are_or_nowhere() -> None:
+    fleet = Fleet([node("n1"), node("n2", reserved=Room(500, 500, 500))])
+    assert nodes_of(make_plan(needing(bound="n2"), [], fleet)) == ["n2", "n2"]
+    away = Fleet([node("n1"), node("n2", online=False)])
+    assert make_plan(needing(bound="n2"), [], away).blocked == {"n2": "offline"}
+
+
+def test_a_packed_fleet_fills_one_node_before_it_begins_another() -> None:
+    fleet = Fleet([node("n1"), node("n2", reserved=Room(300, 0, 0)), node("n3")], pack=True)
+    plan = make_plan(demand(WEB), [], fleet)
+    assert nodes_of(plan) == ["n2"]
+
+
+# --- a node that cannot keep what it has -------------------------------------------------------------
+
+
+def test_what_has_lost_its_node_goes_elsewhere_and_may_take_the_reserve() -> None:
+    reserve = node("n2", capacity=SMALL)
+    reserve.kept = SMALL
+    reserve.resize(NOTHING, NOTHING)
+    fleet = Fleet([node("n1", online=False, reserved=SMALL), reserve])
+    assert make_plan(demand(WEB), [], fleet).blocked == {
+        "n1": "offline",
+        "n2": "CPU short by 0.1 cores, memory short by 128 MB, disk short by 256 MB "
+        "beside the reserve for failover",
+    }
+    plan = make_plan(demand(WEB), [Placed(WEB, "n1", SMALL)], fleet)
+    assert plan.puts == (Put(WEB, "n2", SMALL, failover=True),)
+    assert plan.removals == (Removal(WEB, "n1", "the node is offline"),)
+    assert plan.blocked is None
+
+
+def test_of_a_lost_node_as_much_is_saved_as_there_is_room_for() -> None:
+    fleet = Fleet([node("n1", online=False), node("n2", capacity=SMALL)])
+    placed = [Placed(WEB, "n1", SMALL), Placed(WEB2, "n1", SMALL)]
+    plan = make_plan(demand(WEB, WEB2), placed, fleet)
+    assert plan.slots == {WEB: "n2", WEB2: "n1"}
+    assert plan.unserved
+    assert plan.blocked is not None
+    assert plan.blocked["n1"] == "offline"
+
+
+def test_what_is_bound_to_a_lost_node_waits_for_it_and_says_so() -> None:
+    fleet = Fleet([node("n1", online=False, reserved=SMALL), node("n2")])
+    plan = make_plan(replace(demand(WEB), bound="n1"), [Placed(WEB, "n1", SMALL)], fleet)
+    assert (plan.puts, plan.removals, plan.slots) == ((), (), {WEB: "n1"})
+    assert plan.blocked == {"n1": "offline, and the volumes are there"}
+    assert plan.unserved
+
+
+def test_a_slot_of_a_drained_node_serves_until_it_runs_elsewhere() -> None:
+    drained = node("n1", reserved=SMALL)
+    drained.closed, drained.draining = "being drained", True
+    fleet = Fleet([drained, node("n2")])
+    plan = make_plan(demand(WEB), [Placed(WEB, "n1", SMALL)], fleet)
+    assert plan.puts == (Put(WEB, "n2", SMALL),)
+    assert plan.removals == ()
+    assert plan.relieved == (Removal(WEB, "n1", "the node is being drained"),)
+    handing = [Placed(WEB, "n1", SMALL, relieved_by="n2"), Placed(WEB, "n2", SMALL)]
+    again = make_plan(demand(WEB), handing, fleet)
+    assert (again.puts, again.removals, again.relieved) == ((), (), ())
+    assert again.staying == ("n1",)
+    stopped = make_plan(demand(state="stopped"), handing, fleet)
+    assert {removal.node for removal in stopped.removals} == {"n1", "n2"}
+
+
+def test_a_drained_slot_without_a_place_elsewhere_stays_and_nobody_is_alarmed() -> None:
+    drained = node("n1", reserved=SMALL)
+    drained.closed, drained.draining = "being drained", True
+    plan = make_plan(demand(WEB), [Placed(WEB, "n1", SMALL)], Fleet([drained]))
+    assert plan.slots == {WEB: "n1"}
+    assert plan.blocked == {"n1": "being drained"}
+    assert not plan.unserved
+
+
+# --- many nodes --------------------------------------------------------------------------------------
+
+
+def test_of_many_nodes_room_is_found_wherever_it_is_and_only_there() -> None:
+    chance = random.Random(3)
+    fleet = Fleet([node(f"n{i:03}", capacity=Room(400, 400, 400)) for i in range(300)])
+    placed: list[Placed] = []
+    for number in range(6000):
+        if placed and chance.random() < 0.3:
+            gone = placed.pop(chance.randrange(len(placed)))
+            home = fleet.node(gone.node)
+            assert home is not None
+            fleet.resize(home, gone.room, NOTHING)
+        room = Room(*(chance.choice([50, 100, 300]) for _ in range(3)))
+        somewhere = any(n.fits(room) for n in fleet.region("eu"))
+        plan = make_plan(Demand(f"app{number}", "eu", "running", room, (WEB,)), [], fleet)
+        assert (plan.blocked is None) == somewhere
+        placed += [Placed(put.slot, put.node, put.room) for put in plan.puts]
+    assert all(Room(400, 400, 400).holds(n.reserved) for n in fleet.region("eu"))
+
+
+def test_of_many_nodes_a_customer_is_named_a_few() -> None:
+    plan = make_plan(demand(WEB), [], Fleet([node(f"n{i:03}", online=False) for i in range(300)]))
+    assert plan.blocked is not None
+    assert len(plan.blocked) == 22
+    assert plan.blocked["280 more nodes"] == "none of them takes it"

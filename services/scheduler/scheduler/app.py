@@ -6,6 +6,7 @@ from contracts.events import (
     AlertRaised,
     AppChanged,
     AppDeleted,
+    InstanceStarted,
     InstanceStopped,
     JobCancelled,
     JobEnded,
@@ -39,6 +40,7 @@ from scheduler.joining import Joining
 from scheduler.nodes import LOOK_SECONDS, SAMPLE_SECONDS, Nodes
 from scheduler.place import Placing
 from scheduler.projection import Projection
+from scheduler.relief import Relief
 from scheduler.settings import SchedulerSettings
 from scheduler.workloads import Workloads
 
@@ -47,12 +49,12 @@ def create(runtime: Runtime) -> Service:
     settings = SchedulerSettings()
     projection = Projection(runtime)
     project = Loop("project", projection.project, every=5.0)
-    place = Loop("place", Placing(runtime, project.nudge).place, every=5.0)
+    place = Loop("place", Placing(runtime, project.nudge, pack=settings.placement == "pack").place, every=5.0)
     work = Loop("jobs", lambda: jobs.work(), every=2.0)
     jobs = Jobs(runtime, projection.variables, work.nudge)
     workloads = Workloads(runtime, place.nudge)
-    departures = Departures(place.nudge)
-    nodes = Nodes(runtime, departures, settings.offline_seconds, place.nudge)
+    departures, relief = Departures(place.nudge), Relief(runtime, project.nudge)
+    nodes = Nodes(runtime, departures, relief, settings.offline_seconds, place.nudge)
     door, joining = Door(runtime), Joining(runtime)
     administration = Administration(runtime, door, place.nudge)
     return Service(
@@ -60,6 +62,7 @@ def create(runtime: Runtime) -> Service:
         handles={
             AppChanged: many(workloads.changed),
             AppDeleted: many(workloads.changed),
+            InstanceStarted: many(relief.started),
             InstanceStopped: many(departures.stopped),
             JobRequested: jobs.requested,
             JobCancelled: jobs.cancelled,

@@ -1,15 +1,20 @@
-"""PURE. The nodes as one decision sees them: what is free on each, found by name, by region, by utilization.
+"""PURE. The nodes as decisions see them: what is free on each, found by name, and by what a workload needs.
 
-Invariant: nothing is taken from a node that is not free there. Taking and giving cost O(log n), so a batch of
-decisions never scans a region. Used by `plan`, through `feasible` and `rank`.
+Invariant: nothing is taken from a node that is not free there. A decision looks at a sample of the nodes that
+come into question and, where none of it has room, at an index of what is free: it never reads a whole region.
+Used by `plan`, through `feasible` and `rank`; kept from batch to batch by `place`.
 """
 
-import heapq
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from contracts.workload import Limits
+
+# Up to so many nodes all of them are compared; of more, a sample.
+EXACT = 32
+SAMPLE = 8
+BLOCK = 64
 
 
 class Room(NamedTuple):
@@ -25,14 +30,25 @@ class Room(NamedTuple):
 
     def beyond(self, other: "Room") -> "Room":
         """What it takes to grow from `other` to this; never negative."""
-        return Room(
-            max(0, self.cpu_millis - other.cpu_millis),
-            max(0, self.memory_mb - other.memory_mb),
-            max(0, self.disk_mb - other.disk_mb),
-        )
+        cpu, memory, disk = self[0] - other[0], self[1] - other[1], self[2] - other[2]
+        return Room(cpu if cpu > 0 else 0, memory if memory > 0 else 0, disk if disk > 0 else 0)
+
+    def holds(self, other: "Room") -> bool:
+        return other[0] <= self[0] and other[1] <= self[1] and other[2] <= self[2]
 
 
 NOTHING = Room(0, 0, 0)
+
+
+class Needs(NamedTuple):
+    """What a workload asks of a node besides room; nodes that do not have it never come into question."""
+
+    labels: frozenset[tuple[str, str]] = frozenset()
+    runtime: str | None = None
+    architecture: str | None = None
+
+
+ANY = Needs()
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +56,7 @@ class Node:
     name: str
     region: str
     online: bool
+    # What it gives away, as its administrator limits or oversubscribes it.
     capacity: Room
     # Promised to placements, whether they run yet or not.
     reserved: Room
@@ -49,85 +66,205 @@ class Node:
     used: Room = NOTHING
     # How often capacity has come back here, ever: it tells a blocked workload when to look again.
     returned: int = 0
+    # The part of its capacity that only work which has lost its node may take.
+    kept: Room = NOTHING
+    # Why it takes no new work.
+    closed: str | None = None
+    # What runs here shall go elsewhere.
+    draining: bool = False
+    labels: frozenset[tuple[str, str]] = frozenset()
+    # None: it does not say.
+    architecture: str | None = None
+    runtimes: frozenset[str] = frozenset()
+    # Of the row it was read from: whoever finds the same one knows all of this still holds.
+    version: str = ""
+    score: float = field(init=False, default=0.0)
+    open_room: Room = field(init=False, default=NOTHING)
 
-    def fits(self, room: Room) -> bool:
-        free = self.free
-        return (
-            room.cpu_millis <= free.cpu_millis
-            and room.memory_mb <= free.memory_mb
-            and room.disk_mb <= free.disk_mb
+    def __post_init__(self) -> None:
+        self._weigh()
+
+    def room_for(self, *, failover: bool) -> Room:
+        return self.free if failover else self.open_room
+
+    def fits(self, room: Room, *, failover: bool = False) -> bool:
+        return (self.free if failover else self.open_room).holds(room)
+
+    def resize(self, old: Room, new: Room) -> None:
+        """Replaces a reservation of `old` by one of `new`; whoever lets it grow has asked `fits` before."""
+        reserved = self.reserved
+        self.reserved = Room(
+            reserved[0] - old[0] + new[0], reserved[1] - old[1] + new[1], reserved[2] - old[2] + new[2]
         )
+        self.free = self.capacity.beyond(self.reserved)
+        self._weigh()
 
-    def utilization(self) -> float:
-        """0 idle to about 1 full: the mean over the resources of what is promised and what is really used.
+    def _weigh(self) -> None:
+        """`score`: 0 idle to about 1 full, the mean over the resources of what is promised and what is used.
 
         Promises alone do not see what else runs there; measurements alone are too old for two decisions
         in the same second.
         """
         capacity, reserved, used = self.capacity, self.reserved, self.used
-        return (
-            (reserved.cpu_millis + used.cpu_millis) / (capacity.cpu_millis or 1)
-            + (reserved.memory_mb + used.memory_mb) / (capacity.memory_mb or 1)
-            + (reserved.disk_mb + used.disk_mb) / (capacity.disk_mb or 1)
+        self.score = (
+            (reserved[0] + used[0]) / (capacity[0] or 1)
+            + (reserved[1] + used[1]) / (capacity[1] or 1)
+            + (reserved[2] + used[2]) / (capacity[2] or 1)
         ) / 6
+        self.open_room = self.free if self.kept is NOTHING else self.free.beyond(self.kept)
 
-    def resize(self, old: Room, new: Room) -> None:
-        """Replaces a reservation of `old` by one of `new`; whoever lets it grow has asked `fits` before."""
-        self.reserved = Room(
-            self.reserved.cpu_millis - old.cpu_millis + new.cpu_millis,
-            self.reserved.memory_mb - old.memory_mb + new.memory_mb,
-            self.reserved.disk_mb - old.disk_mb + new.disk_mb,
-        )
-        self.free = self.capacity.beyond(self.reserved)
+
+class Pool:
+    """The nodes that come into question for one kind of need, by name, with the room they have in blocks.
+
+    A block knows at least what each of its nodes has free. It is told at once of what is given back; of what
+    is taken it learns when it is looked through in vain.
+    """
+
+    def __init__(self, nodes: Iterable[Node], *, failover: bool) -> None:
+        self.nodes = sorted(nodes, key=_name)
+        self._failover = failover
+        self._place = {node.name: i for i, node in enumerate(self.nodes)}
+        self._most = [self._measure(start) for start in range(0, len(self.nodes), BLOCK)]
+
+    def __contains__(self, node: Node) -> bool:
+        return node.name in self._place
+
+    def some(self, seed: int) -> Iterable[Node]:
+        """All of a few, a sample of many: the same for the same seed."""
+        nodes = self.nodes
+        count = len(nodes)
+        if count <= EXACT:
+            return nodes
+        at, step = seed % count, 1 + (seed >> 12) % (count - 1)
+        return [nodes[(at + i * step) % count] for i in range(SAMPLE)]
+
+    def having(self, room: Room, seed: int = 0) -> Iterator[Node]:
+        """Those that have this room, block after block from one the seed names."""
+        blocks = len(self._most)
+        for i in range(blocks):
+            block = (seed + i) % blocks
+            if not self._most[block].holds(room):
+                continue
+            start, found = block * BLOCK, False
+            for node in self.nodes[start : start + BLOCK]:
+                if node.fits(room, failover=self._failover):
+                    found = True
+                    yield node
+            if not found:
+                self._most[block] = self._measure(start)
+
+    def grown(self, node: Node) -> None:
+        place = self._place.get(node.name)
+        if place is not None:
+            most, room = self._most[place // BLOCK], node.room_for(failover=self._failover)
+            if not most.holds(room):
+                self._most[place // BLOCK] = Room(*map(max, most, room))
+
+    def _measure(self, start: int) -> Room:
+        rooms = [node.room_for(failover=self._failover) for node in self.nodes[start : start + BLOCK]]
+        return Room(*map(max, zip(*rooms, strict=True)))
 
 
 class Fleet:
-    def __init__(self, nodes: Iterable[Node]) -> None:
-        self._nodes = {node.name: node for node in nodes}
-        self._regions: dict[str, list[Node]] = {}
-        for node in self._nodes.values():
-            self._regions.setdefault(node.region, []).append(node)
-        # One heap of (utilization, name) per region. A changed node is pushed again, its old entry is
-        # recognized as stale when it comes up.
-        self._heaps: dict[str, list[tuple[float, str]]] = {}
+    def __init__(self, nodes: Iterable[Node] = (), *, pack: bool = False) -> None:
+        # Fills nodes up one by one instead of spreading the load.
+        self.pack = pack
+        self._nodes: dict[str, Node] = {}
+        self._regions: dict[str, dict[str, Node]] = {}
+        # Made when they are asked for, and forgotten when a node comes, goes or becomes of another kind.
+        self._named: dict[str, list[Node]] = {}
+        self._pools: dict[tuple[str, Needs, bool], Pool] = {}
+        for node in nodes:
+            self.put(node)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
 
     def node(self, name: str) -> Node | None:
         return self._nodes.get(name)
 
-    def region(self, name: str) -> list[Node]:
-        return self._regions.get(name, [])
+    def region(self, name: str) -> Sequence[Node]:
+        """By name."""
+        named = self._named.get(name)
+        if named is None:
+            named = self._named[name] = sorted(self._regions.get(name, {}).values(), key=_name)
+        return named
 
     def returned(self, region: str) -> int:
         return sum(node.returned for node in self.region(region))
 
+    # --- what becomes known ----------------------------------------------------------------------------
+
+    def put(self, node: Node) -> None:
+        """As it is now; a node known before is brought up to date, and stays the same one."""
+        known = self._nodes.get(node.name)
+        if known is not None and _kind(known) == _kind(node):
+            for name in _CHANGING:
+                setattr(known, name, getattr(node, name))
+            known._weigh()
+            self._grown(known)
+            return
+        if known is not None:
+            self.drop(known.name)
+        self._nodes[node.name] = node
+        self._regions.setdefault(node.region, {})[node.name] = node
+        self._forget_pools(node.region)
+
+    def drop(self, name: str) -> None:
+        node = self._nodes.pop(name, None)
+        if node is not None:
+            del self._regions[node.region][name]
+            self._forget_pools(node.region)
+
+    def _forget_pools(self, region: str) -> None:
+        self._named.pop(region, None)
+        self._pools = {key: pool for key, pool in self._pools.items() if key[0] != region}
+
+    # --- what is decided ---------------------------------------------------------------------------------
+
     def resize(self, node: Node, old: Room, new: Room) -> None:
         node.resize(old, new)
-        heap = self._heaps.get(node.region)
-        if heap is None or not node.online:
-            return
-        if len(heap) > 2 * len(self._regions[node.region]) + 64:
-            del self._heaps[node.region]
-        else:
-            heapq.heappush(heap, (node.utilization(), node.name))
+        if not new.holds(old):
+            self._grown(node)
 
-    def least_utilized(self, region: str, room: Room) -> Node | None:
-        """The online node with the lowest utilization that has this room, the first by name among equals."""
-        heap = self._heaps.get(region)
-        if heap is None:
-            heap = [(node.utilization(), node.name) for node in self.region(region) if node.online]
-            heapq.heapify(heap)
-            self._heaps[region] = heap
-        full: list[tuple[float, str]] = []
-        found: Node | None = None
-        while heap and found is None:
-            entry = heap[0]
-            node = self._nodes[entry[1]]
-            if entry[0] != node.utilization() or (full and full[-1] == entry):
-                heapq.heappop(heap)
-            elif node.fits(room):
-                found = node
-            else:
-                full.append(heapq.heappop(heap))
-        for entry in full:
-            heapq.heappush(heap, entry)
-        return found
+    def _grown(self, node: Node) -> None:
+        for (region, _, _), pool in self._pools.items():
+            if region == node.region:
+                pool.grown(node)
+
+    def pool(self, region: str, needs: Needs, *, failover: bool) -> Pool:
+        key = region, needs, failover
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(
+                (n for n in self.region(region) if n.online and n.closed is None and unmet(n, needs) is None),
+                failover=failover,
+            )
+        return pool
+
+
+def unmet(node: Node, needs: Needs) -> str | None:
+    """What the node does not have, in words."""
+    if needs is ANY:
+        return None
+    missing = sorted(needs.labels - node.labels)
+    if missing:
+        return "has no label " + ", ".join(f"{key}={value}" for key, value in missing)
+    if needs.runtime is not None and needs.runtime not in node.runtimes:
+        return f"its engine has no runtime {needs.runtime}"
+    if None not in (needs.architecture, node.architecture) and needs.architecture != node.architecture:
+        return f"it is {node.architecture}, the image is for {needs.architecture}"
+    return None
+
+
+_CHANGING = ("capacity", "reserved", "free", "used", "returned", "kept", "draining", "version")
+
+
+def _kind(node: Node) -> tuple[object, ...]:
+    """All that decides which pools it is in."""
+    return node.region, node.online, node.closed, node.labels, node.architecture, node.runtimes
+
+
+def _name(node: Node) -> str:
+    return node.name

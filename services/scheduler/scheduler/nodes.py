@@ -15,6 +15,7 @@ from runtime.runtime import Runtime
 from runtime.store import PLATFORM, Tx
 
 from scheduler.departures import Departures
+from scheduler.relief import Relief
 
 # A pause between two looks that is longer says that we were away ourselves.
 LOOK_SECONDS = 5.0
@@ -96,7 +97,7 @@ from written left join before on before.name = written.name
 """.format(**offered("excluded"))
 
 _SILENT = """
-update node set status = 'offline', trusted_at = null, outage_at = %(now)s,
+update node set status = 'offline', evacuate = true, trusted_at = null, outage_at = %(now)s,
     outages = case when outage_at > %(unstable)s then outages + 1 else 1 end
 where name in (
     select name from node where status = 'online' and last_seen_at < %(silent)s
@@ -132,10 +133,16 @@ from unnest(%s::text[], %s::text[]) as t(name, pressed) where n.name = t.name
 
 class Nodes:
     def __init__(
-        self, runtime: Runtime, departures: Departures, offline_seconds: float, place: Callable[[], None]
+        self,
+        runtime: Runtime,
+        departures: Departures,
+        relief: Relief,
+        offline_seconds: float,
+        place: Callable[[], None],
     ) -> None:
         self._runtime = runtime
         self._departures = departures
+        self._relief = relief
         self._patience = timedelta(seconds=offline_seconds)
         self._place = place
         self._listening_since: datetime | None = None
@@ -145,6 +152,8 @@ class Nodes:
         try:
             async with self._runtime.store.transaction(PLATFORM) as tx:
                 await self._record(newest(reports), tx)
+            # In a transaction of its own: workloads are locked before nodes.
+            await self._relief.reported(reports)
         except Unavailable:
             raise
         except Exception as error:
@@ -258,6 +267,7 @@ class Nodes:
             connection = await tx.connection()
             cursor = await connection.execute(_SILENT, times, prepare=True)
             for name, region, seen, outages in await cursor.fetchall():
+                tx.after_commit(self._place)
                 self._runtime.log.warning("node offline", node=name, region=region, last_seen_at=seen)
                 if outages < TOLD_OUTAGES:
                     tx.publish(self._alert("critical", f"Node {name} is offline", name, region))

@@ -2,7 +2,8 @@
 
 Invariant: a plan is checked again on locked rows before it is written, so schedulers that work at once never
 promise the same room twice. Locks are taken in one order: workloads, nodes by name, placements, projections.
-Blocked workloads are taken again as soon as capacity has returned to their region. Runs as a loop of `app`.
+Blocked workloads are taken again as soon as capacity has returned to their region, and those on a node that
+cannot keep them at once. Runs as a loop of `app`.
 """
 
 from collections import defaultdict
@@ -18,41 +19,55 @@ from psycopg.types.json import Jsonb
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, Tx
 
-from scheduler.fleet import NOTHING, Fleet, Node, Room
+from scheduler.fleet import NOTHING, Fleet, Room
 from scheduler.plan import Plan, make_plan, recheck
 from scheduler.reconcile import Demand, Placed
+from scheduler.roster import Roster
 
-BATCH = 500
+BATCH = 1000
 LONGEST_WAIT = 600
 
+# Without anything blocked no node is read.
 _DUE = """
 select id from workload where due_at <= now()
 union all
-select w.id from workload w
-    join (select region, sum(returned) as returned from node group by region) r on r.region = w.region
-    where w.blocked is not null and w.due_at is null and w.blocked_returned <> r.returned
+select w.id from workload w join (
+    select n.region, sum(n.returned) as returned from node n
+    where n.region in (select region from workload where blocked is not null) group by n.region
+) r on r.region = w.region
+where w.blocked is not null and w.due_at is null and w.blocked_returned <> r.returned
 """
 
 _TAKE = f"""
-select id, generation, revision, spec::text, in_force ->> 'generation', blocked, told_generation
+select id, generation, revision, spec::text, in_force ->> 'generation', blocked, told_generation, bound
 from workload where id in ({_DUE}) and (%(only)s::text is null or id = %(only)s)
 order by due_at, id limit %(limit)s for no key update skip locked
 """
 
+_LEFT_ALONE = "select name from node where evacuate"
+
+# What is on nodes that have gone or are to be emptied is due; workloads are locked before nodes.
+_EVACUATE = """
+with chosen as (
+    select w.id from workload w
+    where w.id in (select workload from placement where node = any(%(nodes)s) and leaving is null)
+    order by w.id for no key update of w
+), due as (
+    update workload w set due_at = least(w.due_at, now()) from chosen where w.id = chosen.id returning 1
+)
+select count(*) from due
+"""
+
+_EVACUATED = """
+update node set evacuate = false where name in (
+    select name from node where name = any(%(nodes)s) order by name for no key update
+)
+"""
+
 _PLACED = """
-select workload, process, index, node, cpu_millis, memory_mb, disk_mb, leaving is not null
+select workload, process, index, node, cpu_millis, memory_mb, disk_mb, leaving is not null, relieved_by
 from placement where workload = any(%s) order by workload, process, index, node
 """
-
-_NODE_COLUMNS = """
-name, region, status = 'online', cpu_millis, memory_mb, disk_mb,
-reserved_cpu_millis, reserved_memory_mb, reserved_disk_mb, free_cpu_millis, free_memory_mb, free_disk_mb,
-used_cpu_millis, used_memory_mb, used_disk_mb, returned
-"""
-
-_NODES = f"select {_NODE_COLUMNS} from node where region = any(%s) or name = any(%s)"
-
-_LOCK = f"select {_NODE_COLUMNS} from node where name = any(%s) order by name for no key update"
 
 _TOLD_NODES = "select workload, node from projection where workload = any(%s)"
 
@@ -63,11 +78,18 @@ select * from unnest(
 )
 on conflict (workload, process, index, node) do update set
     cpu_millis = excluded.cpu_millis, memory_mb = excluded.memory_mb, disk_mb = excluded.disk_mb,
-    leaving = null
+    leaving = null, relieved_by = null
+"""
+
+_RELIEVE = """
+update placement p set relieved_by = next.node
+from unnest(%s::text[], %s::text[], %s::bigint[], %s::text[]) as next(workload, process, index, node)
+where p.workload = next.workload and p.process = next.process and p.index = next.index
+    and p.node <> next.node and p.leaving is null
 """
 
 _LEAVE = """
-update placement p set leaving = gone.revision
+update placement p set leaving = gone.revision, relieved_by = null
 from unnest(%s::text[], %s::text[], %s::bigint[], %s::text[], %s::bigint[])
     as gone(workload, process, index, node, revision)
 where p.workload = gone.workload and p.process = gone.process and p.index = gone.index
@@ -124,15 +146,18 @@ class Due:
     generation_in_force: int | None
     blocked: dict[str, str] | None
     told_generation: int
+    bound: str | None
 
 
 class Placing:
-    def __init__(self, runtime: Runtime, project: Callable[[], None]) -> None:
+    def __init__(self, runtime: Runtime, project: Callable[[], None], *, pack: bool = False) -> None:
         self._runtime = runtime
         self._project = project
+        self._roster = Roster(pack=pack)
 
     async def place(self) -> bool:
         """True when there may be more to place."""
+        await self._evacuate()
         try:
             return await self._place_batch()
         except Unavailable:
@@ -151,48 +176,86 @@ class Placing:
                 await self._set_aside(workload, error)
         return len(due) == BATCH
 
-    async def _place_batch(self, only: str | None = None) -> bool:
+    async def _evacuate(self) -> None:
+        found = await self._runtime.store.read(_LEFT_ALONE)
+        if not found:
+            return
+        nodes = {"nodes": [name for (name,) in found]}
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
-            cursor = await connection.execute(_TAKE, {"only": only, "limit": BATCH}, prepare=True)
-            due = {
-                id: Due(
-                    WorkloadSpec.model_validate_json(spec),
-                    generation,
-                    revision,
-                    None if in_force is None else int(in_force),
-                    blocked,
-                    told,
-                )
-                for id, generation, revision, spec, in_force, blocked, told in await cursor.fetchall()
-            }
-            if not due:
-                return False
-            placed = await _placed(connection, list(due))
-            fleet = await _fleet(connection, due, placed)
-            plans = [make_plan(Demand.of(one.spec), placed[id], fleet) for id, one in due.items()]
-            good = await _holding(connection, plans)
-            stale = len(good) < len(plans)
-            if stale:
-                # Others may count as blocked only for room that a stale plan had taken in vain.
-                good = [plan for plan in good if plan.blocked is None]
-            if good:
-                await self._write(tx, connection, [(due[p.demand.workload], p) for p in good], fleet)
+            row = await (await connection.execute(_EVACUATE, nodes)).fetchone()
+            await connection.execute(_EVACUATED, nodes)
+        if row is not None and row[0]:
+            self._runtime.log.info("work is looked at again", workloads=row[0], **nodes)
+
+    async def _place_batch(self, only: str | None = None) -> bool:
+        roster = self._roster
+        try:
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                connection = await tx.connection()
+                due = await _take(connection, only)
+                if not due:
+                    return False
+                placed = await _placed(connection, list(due))
+                fleet = await roster.refresh(connection)
+                plans = [
+                    make_plan(Demand.of(one.spec, one.bound), placed.get(id, ()), fleet)
+                    for id, one in due.items()
+                ]
+                good = await self._holding(connection, plans)
+                stale = len(good) < len(plans)
+                if stale:
+                    # Others may count as blocked only for room that a stale plan had taken in vain.
+                    good = [plan for plan in good if plan.blocked is None]
+                    kept = {plan.demand.workload for plan in good}
+                    roster.doubt(
+                        p.node for plan in plans if plan.demand.workload not in kept for p in plan.puts
+                    )
+                if good:
+                    await self._write(tx, connection, [(due[p.demand.workload], p) for p in good], fleet)
+        except BaseException:
+            # Whatever was not written was still planned.
+            roster.forget_all()
+            raise
         return stale or len(due) == BATCH
+
+    async def _holding(self, connection: AsyncConnection[Any], plans: Sequence[Plan]) -> list[Plan]:
+        """The plans that still hold now that nobody else can change the nodes they use."""
+        touched = {put.node for plan in plans for put in plan.puts}
+        changed = await self._roster.lock(connection, touched)
+        # A slot that was to return may have finished leaving before its node was locked.
+        returning = list({plan.demand.workload for plan in plans for put in plan.puts if put.was != NOTHING})
+        if not changed and not returning:
+            return list(plans)
+        still = await _placed(connection, returning) if returning else {}
+        known = touched - changed.keys()
+        nodes = {name: node for name, node in changed.items() if node is not None}
+        return [
+            plan
+            for plan in plans
+            if recheck(plan, nodes, {(p.slot, p.node) for p in still.get(plan.demand.workload, ())}, known)
+        ]
 
     async def _write(
         self, tx: Tx, connection: AsyncConnection[Any], decided: Sequence[tuple[Due, Plan]], fleet: Fleet
     ) -> None:
         revisions = {due.spec.id: due.revision + 1 for due, _ in decided}
-        await _write_slots(connection, [plan for _, plan in decided], revisions)
+        taken = await _write_slots(connection, [plan for _, plan in decided], revisions)
+        # Where a slot has become smaller, capacity has returned: the row counts that, memory does not.
+        smaller = [name for name, room in taken.items() if min(room) < 0]
+        self._roster.doubt(smaller)
+        if taken:
+            await self._roster.written(connection, taken.keys() - smaller)
         told = await _project(connection, decided, revisions)
+        regions = {plan.demand.region for _, plan in decided if plan.blocked is not None}
+        returned = {region: fleet.returned(region) for region in regions}
         settled = [
             (
                 due.spec.id,
                 revisions[due.spec.id] if due.spec.id in told else due.revision,
                 plan.held,
                 None if plan.blocked is None else Jsonb(dict(plan.blocked)),
-                None if plan.blocked is None else fleet.returned(plan.demand.region),
+                None if plan.blocked is None else returned[plan.demand.region],
             )
             for due, plan in decided
         ]
@@ -205,11 +268,11 @@ class Placing:
     def _tell(self, tx: Tx, due: Due, plan: Plan) -> None:
         spec, log = due.spec, self._runtime.log
         new = due.told_generation < due.generation
-        for removal in plan.removals:
+        for removal in (*plan.removals, *plan.relieved):
             log.info(
                 "slot leaves", workload=spec.id, slot=removal.slot, node=removal.node, why=removal.because
             )
-        if plan.blocked is not None:
+        if plan.blocked is not None and plan.unserved:
             if new or plan.blocked != due.blocked:
                 log.warning("blocked", workload=spec.id, generation=due.generation, reasons=plan.blocked)
                 tx.publish(
@@ -251,64 +314,65 @@ class Placing:
                 )
 
 
+async def _take(connection: AsyncConnection[Any], only: str | None) -> dict[str, Due]:
+    cursor = await connection.execute(_TAKE, {"only": only, "limit": BATCH}, prepare=True)
+    return {
+        id: Due(
+            WorkloadSpec.model_validate_json(spec),
+            generation,
+            revision,
+            None if in_force is None else int(in_force),
+            blocked,
+            told,
+            bound,
+        )
+        for id, generation, revision, spec, in_force, blocked, told, bound in await cursor.fetchall()
+    }
+
+
 async def _placed(connection: AsyncConnection[Any], workloads: list[str]) -> dict[str, list[Placed]]:
     cursor = await connection.execute(_PLACED, (workloads,), prepare=True)
     placed: dict[str, list[Placed]] = defaultdict(list)
-    for workload, process, index, node, cpu, memory, disk, leaving in await cursor.fetchall():
-        placed[workload].append(Placed((process, index), node, Room(cpu, memory, disk), leaving))
+    for workload, process, index, node, cpu, memory, disk, leaving, relieved_by in await cursor.fetchall():
+        placed[workload].append(Placed((process, index), node, Room(cpu, memory, disk), leaving, relieved_by))
     return placed
-
-
-async def _fleet(
-    connection: AsyncConnection[Any], due: Mapping[str, Due], placed: Mapping[str, Sequence[Placed]]
-) -> Fleet:
-    regions = list({one.spec.region for one in due.values()})
-    hosts = list({here.node for slots in placed.values() for here in slots})
-    cursor = await connection.execute(_NODES, (regions, hosts), prepare=True)
-    return Fleet([_node(row) for row in await cursor.fetchall()])
-
-
-def _node(row: Sequence[Any]) -> Node:
-    name, region, online, *numbers, returned = row
-    capacity, reserved, free, used = (Room(*numbers[i : i + 3]) for i in (0, 3, 6, 9))
-    return Node(name, region, online, capacity, reserved, free, used, returned)
-
-
-async def _holding(connection: AsyncConnection[Any], plans: Sequence[Plan]) -> list[Plan]:
-    """The plans that still hold now that nobody else can change the nodes they use."""
-    touched = list({put.node for plan in plans for put in plan.puts})
-    cursor = await connection.execute(_LOCK, (touched,), prepare=True)
-    nodes = {row[0]: _node(row) for row in await cursor.fetchall()}
-    # A slot that was to return may have finished leaving before its node was locked.
-    returning = list({plan.demand.workload for plan in plans for put in plan.puts if put.was != NOTHING})
-    still = await _placed(connection, returning) if returning else {}
-    return [
-        plan
-        for plan in plans
-        if recheck(plan, nodes, {(p.slot, p.node) for p in still.get(plan.demand.workload, ())})
-    ]
 
 
 async def _write_slots(
     connection: AsyncConnection[Any], plans: Sequence[Plan], revisions: Mapping[str, int]
-) -> None:
+) -> dict[str, list[int]]:
+    """Returns by how much the reservations of nodes have changed."""
     puts = [(plan.demand.workload, *put.slot, put.node, *put.room) for plan in plans for put in plan.puts]
     leaves = [
         (plan.demand.workload, *removal.slot, removal.node, revisions[plan.demand.workload])
         for plan in plans
         for removal in plan.removals
     ]
+    # Before the puts: a slot has one place at a time.
+    if leaves:
+        await connection.execute(_LEAVE, _columns(leaves, 5), prepare=True)
+    moved = [
+        (plan.demand.workload, *put.slot, put.node)
+        for plan in plans
+        if plan.relieved or plan.staying
+        for put in plan.puts
+        if not put.stays
+    ]
+    if moved:
+        await connection.execute(_RELIEVE, _columns(moved, 4), prepare=True)
     taken: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for plan in plans:
         for put in plan.puts:
-            for i, (new, old) in enumerate(zip(put.room, put.was, strict=True)):
-                taken[put.node][i] += new - old
-    if leaves:  # before the puts: a slot has one place at a time
-        await connection.execute(_LEAVE, _columns(leaves, 5), prepare=True)
+            total, new, old = taken[put.node], put.room, put.was
+            total[0] += new[0] - old[0]
+            total[1] += new[1] - old[1]
+            total[2] += new[2] - old[2]
     if puts:
         await connection.execute(_PUT, _columns(puts, 7), prepare=True)
-        reserved = [(name, *room) for name, room in taken.items() if any(room)]
+    if taken := {name: room for name, room in taken.items() if any(room)}:
+        reserved = [(name, *room) for name, room in taken.items()]
         await connection.execute(_RESERVE, _columns(reserved, 4), prepare=True)
+    return taken
 
 
 async def _project(
@@ -326,7 +390,7 @@ async def _project(
     for due, plan in decided:
         workload = due.spec.id
         count: dict[str, int] = defaultdict(int)
-        for node in plan.slots.values():
+        for node in (*plan.slots.values(), *plan.staying):
             count[node] += 1
         nodes = {put.node for put in plan.puts} | {removal.node for removal in plan.removals}
         if workload in changed:

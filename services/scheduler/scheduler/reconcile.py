@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from contracts.workload import WorkloadSpec
 
-from scheduler.fleet import Fleet, Room
+from scheduler.fleet import ANY, Fleet, Needs, Room
 
 # A slot as a key that sorts: process and index.
 SlotKey: TypeAlias = tuple[str, int]
@@ -24,15 +24,33 @@ class Demand:
     state: str
     room: Room
     slots: tuple[SlotKey, ...]
+    needs: Needs = ANY
+    # Over as many nodes as there are, rather than together; and never two on one node.
+    spread: bool = False
+    apart: bool = False
+    # The node that has its volumes: it runs there or not at all.
+    bound: str | None = None
 
     @classmethod
-    def of(cls, spec: WorkloadSpec) -> "Demand":
+    def of(cls, spec: WorkloadSpec, bound: str | None = None) -> "Demand":
         slots = (
             tuple((name, i) for name in sorted(spec.processes) for i in range(spec.processes[name].replicas))
             if spec.wants_instances
             else ()
         )
-        return cls(spec.id, spec.region, spec.state, Room.of(spec.limits), slots)
+        wanted = spec.needs
+        needs = Needs(frozenset(wanted.labels.items()), wanted.runtime, wanted.architecture)
+        return cls(
+            spec.id,
+            spec.region,
+            spec.state,
+            Room.of(spec.limits),
+            slots,
+            ANY if needs == ANY else needs,
+            wanted.spread,
+            wanted.apart,
+            bound,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +58,14 @@ class Placed:
     """A slot on a node, with what is reserved for it there.
 
     `leaving`: told to go, and counted until the node has said that nothing of it runs any more.
+    `relieved_by`: it goes as soon as the slot runs on that node.
     """
 
     slot: SlotKey
     node: str
     room: Room
     leaving: bool = False
+    relieved_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,38 +77,64 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    keep: tuple[Placed, ...]
-    remove: tuple[Removal, ...]
+    keep: tuple[Placed, ...] = ()
+    remove: tuple[Removal, ...] = ()
     # Wanted, placed, but where they may not stay.
-    move: tuple[Removal, ...]
-    missing: tuple[SlotKey, ...]
-    leaving: tuple[Placed, ...]
+    move: tuple[Removal, ...] = ()
+    # Wanted, and their node cannot be heard.
+    lost: tuple[Removal, ...] = ()
+    # Wanted, at work, and to be at work elsewhere.
+    drain: tuple[Removal, ...] = ()
+    missing: tuple[SlotKey, ...] = ()
+    # Wanted, at work, and about to be relieved.
+    relieved: tuple[Placed, ...] = ()
+    leaving: tuple[Placed, ...] = ()
 
 
 def reconcile(demand: Demand, placed: Sequence[Placed], fleet: Fleet) -> Difference:
+    if not placed:
+        return Difference(missing=demand.slots)
     wanted = set(demand.slots)
     keep: list[Placed] = []
     remove: list[Removal] = []
     move: list[Removal] = []
+    lost: list[Removal] = []
+    drain: list[Removal] = []
+    relieved: list[Placed] = []
     for here in placed:
         if here.leaving:
             continue
-        node = fleet.node(here.node)
-        if here.slot not in wanted:
+        if here.slot not in demand.slots:
             because = "fewer replicas are wanted" if demand.slots else f"the workload is {demand.state}"
             remove.append(Removal(here.slot, here.node, because))
             continue
+        if here.relieved_by is not None:
+            if here.room == demand.room:
+                relieved.append(here)
+            else:
+                remove.append(Removal(here.slot, here.node, "the size has changed, and it is leaving anyway"))
+            continue
         wanted.discard(here.slot)
+        node = fleet.node(here.node)
         if node is None:
             move.append(Removal(here.slot, here.node, "the node is gone"))
         elif node.region != demand.region:
             move.append(Removal(here.slot, here.node, f"the node is not in region {demand.region}"))
+        elif demand.bound not in (None, here.node):
+            move.append(Removal(here.slot, here.node, f"the volumes are on {demand.bound}"))
+        elif not node.online and demand.bound is None:
+            lost.append(Removal(here.slot, here.node, "the node is offline"))
+        elif node.online and node.draining and demand.bound is None:
+            drain.append(Removal(here.slot, here.node, "the node is being drained"))
         else:
             keep.append(here)
     return Difference(
         keep=tuple(keep),
         remove=tuple(remove),
         move=tuple(move),
+        lost=tuple(lost),
+        drain=tuple(drain),
         missing=tuple(slot for slot in demand.slots if slot in wanted),
+        relieved=tuple(relieved),
         leaving=tuple(here for here in placed if here.leaving),
     )

@@ -1,5 +1,7 @@
 """What an operator can tell the scheduler, by environment variables that begin with `SCHEDULER_`."""
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -11,6 +13,10 @@ class SchedulerSettings(BaseSettings):
 
     offline_seconds: float = Field(
         90, gt=0, description="A node that has not been heard for longer is offline"
+    )
+    placement: Literal["balance", "pack"] = Field(
+        "balance",
+        description="New work goes to the least utilized node, or fills up one node after the other",
     )
     smallest_cpu_millis: int = Field(
         100, gt=0, description="A region has room while one of its nodes has this CPU free"

@@ -1,0 +1,143 @@
+"""The fleet kept in memory, and how it stays what the table of nodes says.
+
+Before each batch the rows that others have changed since the last one are read, and only those. A row is
+known by the transaction that wrote it: where the lock finds the same one, a plan made on it holds as it is.
+What is not certain is forgotten and read again, so memory can be wrong about a node but never act on it. Used
+by `place`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from scheduler.fleet import NOTHING, Fleet, Node, Room
+
+_COLUMNS = """
+n.name, n.region, n.status = 'online', n.cpu_millis, n.memory_mb, n.disk_mb,
+n.reserved_cpu_millis, n.reserved_memory_mb, n.reserved_disk_mb,
+n.free_cpu_millis, n.free_memory_mb, n.free_disk_mb,
+n.used_cpu_millis, n.used_memory_mb, n.used_disk_mb, n.returned,
+n.reserve, n.disabled, n.draining, n.trusted_at is not null, case when n.labels <> '{}' then n.labels end,
+n.architecture, case when n.runtimes <> '{}' then n.runtimes end, n.xmin::text
+"""
+
+_SNAPSHOT = "select pg_snapshot_xmin(pg_current_snapshot())::text, count(*) from node"
+
+_ALL = f"select {_COLUMNS} from node n"
+
+# What a snapshot that old could not see; what we have written ourselves since is known already.
+_CHANGED = f"""
+select {_COLUMNS} from node n
+where (age(n.xmin) <= age(%s::text::xid8::xid) and n.xmin <> all(%s::text[]::xid[])) or n.name = any(%s)
+"""
+
+# Only what is not as it was known comes back; all of them are locked.
+_LOCK = f"""
+with known as (
+    select * from unnest(%s::text[], %s::text[]) as known(name, version)
+), n as materialized (
+    select *, xmin from node where name = any(%s) order by name for no key update
+)
+select {_COLUMNS.replace("n.name", "known.name", 1)} from known left join n on n.name = known.name
+where n.xmin::text is distinct from known.version
+"""
+
+_OURS = "select pg_current_xact_id()::xid::text"
+
+
+_NONE: frozenset[tuple[str, str]] = frozenset()
+
+
+class Roster:
+    def __init__(self, *, pack: bool) -> None:
+        self._pack = pack
+        self.forget_all()
+
+    def forget_all(self) -> None:
+        self.fleet = Fleet(pack=self._pack)
+        self._snapshot: str | None = None
+        # Transactions of ours, whose effect on the nodes is known.
+        self._ours: list[str] = []
+        self._doubtful: set[str] = set()
+
+    def doubt(self, names: Iterable[str]) -> None:
+        """What is remembered of these may not be so."""
+        self._doubtful.update(names)
+
+    async def refresh(self, connection: AsyncConnection[Any]) -> Fleet:
+        """The fleet as it is: read whole the first time, and where nodes are gone."""
+        cursor = await connection.execute(_SNAPSHOT, prepare=True)
+        row = await cursor.fetchone()
+        assert row is not None, "an aggregate has a row"
+        snapshot, count = row
+        if self._snapshot is not None:
+            parameters = self._snapshot, self._ours, list(self._doubtful)
+            cursor = await connection.execute(_CHANGED, parameters, prepare=True)
+            self._take(await cursor.fetchall())
+        if self._snapshot is None or len(self.fleet) != count:
+            self.forget_all()
+            self._take(await (await connection.execute(_ALL, prepare=True)).fetchall())
+        self._snapshot, self._ours = snapshot, []
+        self._doubtful.clear()
+        return self.fleet
+
+    async def lock(self, connection: AsyncConnection[Any], names: Iterable[str]) -> dict[str, Node | None]:
+        """Nobody else can change these any more; returns those that are not as they are remembered, none for
+        one that is gone."""
+        chosen = sorted(set(names))
+        found = [self.fleet.node(name) for name in chosen]
+        known = [None if node is None else node.version for node in found]
+        cursor = await connection.execute(_LOCK, (chosen, known, chosen), prepare=True)
+        rows = await cursor.fetchall()
+        self.doubt(row[0] for row in rows)
+        return {row[0]: None if row[1] is None else _node(row) for row in rows}
+
+    async def written(self, connection: AsyncConnection[Any], names: Iterable[str]) -> None:
+        """These rows have just been changed, to what is remembered of them."""
+        row = await (await connection.execute(_OURS, prepare=True)).fetchone()
+        assert row is not None, "a function has a value"
+        self._ours.append(row[0])
+        for name in names:
+            node = self.fleet.node(name)
+            if node is not None:
+                node.version = row[0]
+
+    def _take(self, rows: Sequence[Sequence[Any]]) -> None:
+        for row in rows:
+            self.fleet.put(_node(row))
+
+
+def _node(row: Sequence[Any]) -> Node:
+    name, region, online, *numbers, returned, reserve, disabled, draining, resting = row[:20]
+    labels, architecture, runtimes, version = row[20:]
+    capacity, reserved, free, used = (Room(*numbers[i : i + 3]) for i in (0, 3, 6, 9))
+    return Node(
+        name,
+        region,
+        online,
+        capacity,
+        reserved,
+        free,
+        used,
+        returned,
+        kept=Room(*(int(size * reserve) for size in capacity)) if reserve else NOTHING,
+        closed=_closed(disabled, draining, resting),
+        draining=draining,
+        labels=_pairs(labels),
+        architecture=architecture,
+        runtimes=frozenset(runtimes or ()),
+        version=version,
+    )
+
+
+def _pairs(labels: Mapping[str, str] | None) -> frozenset[tuple[str, str]]:
+    return frozenset(labels.items()) if labels else _NONE
+
+
+def _closed(disabled: bool, draining: bool, resting: bool) -> str | None:
+    if draining:
+        return "being drained"
+    if disabled:
+        return "disabled by its administrator"
+    return "has been offline again and again, and rests" if resting else None
