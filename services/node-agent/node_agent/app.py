@@ -25,9 +25,11 @@ from node_agent.routes import Routes
 from node_agent.settings import NodeAgentSettings
 from node_agent.site import Site
 from node_agent.tenure import Tenures
+from node_agent.volumes import LoopVolumes
 
 _INTRODUCTION = (0.5, 1.0, 2.0, 4.0, 8.0)
 _DISK_SECONDS = 60.0
+_PURGE_SECONDS = 3600.0
 
 
 def create(
@@ -58,6 +60,12 @@ def create(
         endpoints=EndpointBoard(name, clock),
         environment=Environment(name, lambda: runtime.settings.seal_key_of_node(name)),
         starts=asyncio.Semaphore(settings.starts),
+        volumes=LoopVolumes(
+            folder / "volumes",
+            lambda: runtime.settings.seal_key_of_node(name),
+            clock,
+            keep_days=settings.volume_days,
+        ),
     )
     jobs = Jobs(site, folder, bus.report)
     node = Node(site, jobs)
@@ -83,6 +91,7 @@ def create(
             Loop("routes", lambda: node.follow_routes(bus.bucket("routes")), every=None),
             Loop("engine", node.follow_engine, every=None),
             Loop("reconcile", node.reconcile, every=settings.reconcile_seconds),
+            Loop("volumes", site.volumes.purge, every=_PURGE_SECONDS),
             Loop("disks", node.measure_disks, every=_DISK_SECONDS),
             Loop("journal", lambda: journal.relay(bus.publish), every=None),
             Loop("endpoints", lambda: site.endpoints.publish(bus.bucket("endpoints")), every=None),

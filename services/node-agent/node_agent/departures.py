@@ -41,6 +41,11 @@ class Departures:
         """It is out of the routes already."""
         self._follow(await self._tenures.end(instance, reason, words))
 
+    async def ended(self, workload: str) -> None:
+        """Returns when nothing of the workload is on its way out any more."""
+        leaving = [t.started.instance for t in self._tenures if t.started.workload == workload and t.stopped]
+        await asyncio.gather(*(self._tasks[name] for name in leaving if name in self._tasks))
+
     async def close(self) -> None:
         """The instances are left as they are."""
         tasks = list(self._tasks.values())

@@ -206,6 +206,16 @@ class DockerEngine:
                 nano_cpus=limits.cpu_millis * 1_000_000,
                 pids_limit=limits.pids,
                 restart_policy={"Name": "unless-stopped" if blueprint.identity.job is None else "no"},
+                mounts=[
+                    # Not a volume of the engine's: that would make the folder where it is missing.
+                    {
+                        "Type": "bind",
+                        "Source": mount.source,
+                        "Target": mount.target,
+                        "BindOptions": {"Propagation": "private"},
+                    }
+                    for mount in blueprint.mounts
+                ],
                 tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={self._tmp_mb}m"},  # noqa: S108
                 log_config={"type": "json-file", "config": {"max-size": "10m", "max-file": "3"}},
             ),
@@ -279,9 +289,7 @@ class DockerEngine:
             await self._call(lambda client: client.resize(name, height=rows, width=columns))
 
         path = await self._path(f"/containers/{name}/attach?stream=1&stdin=1&stdout=1&stderr=1")
-        return DockerSession(
-            *await connect(self._url, "POST", path, {}), terminal=True, resizing=resize
-        )
+        return DockerSession(*await connect(self._url, "POST", path, {}), terminal=True, resizing=resize)
 
     async def execute(
         self, instance: str, command: tuple[str, ...], environment: dict[str, str], *, terminal: bool

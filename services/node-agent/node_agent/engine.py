@@ -54,6 +54,14 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A folder of this machine as the instance sees it. Where the folder is missing, it does not start."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class Blueprint:
     """An instance to be made. `command` runs in a shell inside it; none means what the image says.
 
@@ -67,6 +75,7 @@ class Blueprint:
     limits: Limits
     environment: dict[str, str] = field(default_factory=dict)
     terminal: bool = False
+    mounts: tuple[Mount, ...] = ()
 
 
 # "restarting": it ended and the engine is about to start it again by itself.

@@ -358,6 +358,5 @@ class Errand:
         )
 
 
-
 def _instance_of(job: str) -> str:
     return f"ins_{job.partition('_')[2]}"

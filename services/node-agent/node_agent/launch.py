@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from contracts.errors import BerthError, NotFound, ProviderFailed
 from contracts.ids import new_id
-from contracts.workload import NodeWorkload, Slot
+from contracts.workload import NodeWorkload, Slot, WorkloadSpec
 
 from node_agent.diff import Raise
-from node_agent.engine import Blueprint, Identity, Instance
+from node_agent.engine import Blueprint, Identity, Instance, Mount
 from node_agent.health import until_ready
 from node_agent.site import Site
 
@@ -53,7 +53,7 @@ class Launcher:
             if present is None:
                 await self._site.images.ensure(str(wanted.spec.image))
             async with self._site.starts:
-                instance = present or await self._site.engine.create(self._blueprint(step.slot, wanted))
+                instance = present or await self._site.engine.create(await self._blueprint(step.slot, wanted))
                 name = instance.identity.instance
                 self._ends[name] = []
                 if present is None or step.start:
@@ -67,7 +67,7 @@ class Launcher:
             return Instance(instance.identity, "running", instance.address)
         return Setback(step.slot, f"{step.slot} {why}", name, await self._log_tail(name))
 
-    def _blueprint(self, slot: Slot, wanted: NodeWorkload) -> Blueprint:
+    async def _blueprint(self, slot: Slot, wanted: NodeWorkload) -> Blueprint:
         spec, now = wanted.spec, self._site.clock.now()
         return Blueprint(
             identity=Identity.of(spec, slot, new_id("ins", now.timestamp()), now),
@@ -76,6 +76,16 @@ class Launcher:
             uid=spec.uid,
             limits=spec.limits,
             environment=self._site.environment.of(wanted, slot),
+            mounts=await self._mounts(spec),
+        )
+
+    async def _mounts(self, spec: WorkloadSpec) -> tuple[Mount, ...]:
+        volumes = self._site.volumes
+        return tuple(
+            [
+                Mount(str(await volumes.attach(volume, spec.id, spec.uid)), volume.path)
+                for volume in spec.volumes
+            ]
         )
 
     async def _until_ready(self, instance: Instance, superseded: Callable[[], bool]) -> str | None:

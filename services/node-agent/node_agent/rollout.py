@@ -16,7 +16,7 @@ from contracts.events import RolloutFinished
 from contracts.workload import NodeWorkload, Slot, WorkloadSpec
 
 from node_agent.desired import Failure, Record
-from node_agent.diff import Discard, Raise, Retire, Seen, diff
+from node_agent.diff import Action, Discard, Raise, Retire, Seen, diff
 from node_agent.engine import Instance
 from node_agent.launch import ROUTED, Launcher, Setback, routed
 from node_agent.routes_file import Served
@@ -99,7 +99,9 @@ class Keeper:
             if isinstance(step, Discard):
                 await self._remove(step.instance)
         raises = [step for step in steps if isinstance(step, Raise)]
-        if raises and record.live is not None:
+        if raises and wanted is not None and wanted.spec.volumes:
+            await self._clear(record, steps)
+        elif raises and record.live is not None:
             # An address that was lost may soon be another's: it leaves the routes before anything is made.
             await self._prepare(record)
         if record.rolling_out:
@@ -121,9 +123,11 @@ class Keeper:
         else:
             await self._serve(record)
         for step in steps:
-            if isinstance(step, Retire) and step.slot not in unraised:
+            # Where there are volumes, what was in the way has been let go already.
+            if isinstance(step, Retire) and step.slot not in unraised and step.instance in self._instances:
                 await self._let_go(step)
         await self._report(record)
+        await self._keep_volumes(record)
 
     async def _look(self) -> None:
         """What the engine has of the workload, and what that means for those who are watched."""
@@ -193,6 +197,14 @@ class Keeper:
         await self._site.desired.came_to_life(self.workload, wanted)
         self._repair_pause, self._repair_after = _FIRST_REPAIR_PAUSE, 0.0
         return True
+
+    async def _clear(self, record: Record, steps: Iterable[Action]) -> None:
+        """Data is one instance's of a slot at a time: the old one has ended before a new one begins."""
+        for step in steps:
+            if isinstance(step, Retire):
+                await self._let_go(step)
+        await self._prepare(record)
+        await self._site.departures.ended(self.workload)
 
     async def _prepare(self, record: Record) -> None:
         try:
@@ -318,6 +330,25 @@ class Keeper:
         others = [instance for instance in admitted if self.ready(instance.identity.instance)]
         chosen = ready or others or wanted
         return tuple(f"{instance.address}:{instance.identity.port}" for instance in chosen)
+
+    async def _keep_volumes(self, record: Record) -> None:
+        """What no specification names any more is given up; what nothing runs on is not left mounted."""
+        volumes = self._site.volumes
+        there = volumes.of(self.workload)
+        if not there:
+            return
+        known = [record.desired.spec, *([record.live.spec] if record.live else [])]
+        wanted = {volume.id for spec in known for volume in spec.volumes}
+        if record.desired.spec.state == "deleted":
+            wanted = set()
+        if there <= wanted and self._instances:
+            return
+        await self._site.departures.ended(self.workload)
+        for volume in there - wanted:
+            await volumes.give_up(volume)
+        if not self._instances:
+            for volume in there & wanted:
+                await volumes.detach(volume)
 
     async def _report(self, record: Record) -> None:
         desired, failure = record.desired, record.failure

@@ -46,6 +46,9 @@ class NodeAgentSettings(BaseSettings):
     memory_mb: int | None = Field(None, gt=0, description="Most memory given away; none: all")
     disk_mb: int | None = Field(None, gt=0, description="Most disk given away; none: all")
     tmp_mb: int = Field(64, ge=1, description="Size of an instance's /tmp, which counts as its memory")
+    volume_days: float = Field(
+        3, ge=0, le=365, description="Days for which a volume that its owner gave up is kept aside"
+    )
     starts: int = Field(6, ge=1, le=64, description="Instances started at the same time")
     drain_seconds: float = Field(
         30, ge=0, le=3600, description="Longest time a leaving instance keeps its open connections"

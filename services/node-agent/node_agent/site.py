@@ -16,6 +16,7 @@ from node_agent.ingress import Proxy
 from node_agent.journal import Journal
 from node_agent.routes import Routes
 from node_agent.tenure import Tenures
+from node_agent.volumes import Volumes
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,4 @@ class Site:
     environment: Environment
     # So many instances are started at once: more would only stand in each other's way in the engine.
     starts: asyncio.Semaphore
+    volumes: Volumes

@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,7 +45,7 @@ class VolumeUsage:
 
 
 class Volumes(Protocol):
-    async def attach(self, volume: Volume, uid: int) -> Path:
+    async def attach(self, volume: Volume, workload: str, uid: int) -> Path:
         """Makes it if it is not there, grows it if it is too small; the folder to bind."""
         ...
 
@@ -55,7 +55,9 @@ class Volumes(Protocol):
         """Its owner wants it no more. It is kept aside for a while."""
         ...
 
-    def present(self) -> set[str]: ...
+    def of(self, workload: str) -> set[str]:
+        """Those that are here."""
+        ...
 
     async def usage(self) -> tuple[VolumeUsage, ...]: ...
 
@@ -65,7 +67,8 @@ class Volumes(Protocol):
 
 
 class LoopVolumes:
-    def __init__(self, folder: Path, key: str, clock: Clock, *, keep_days: float) -> None:
+    def __init__(self, folder: Path, key: Callable[[], str], clock: Clock, *, keep_days: float) -> None:
+        """`key`: the node's own; asked for when something is encrypted."""
         self._files = folder / "files"
         self._mounts = folder / "mounts"
         self._aside = folder / "aside"
@@ -74,12 +77,12 @@ class LoopVolumes:
         self._keep = timedelta(days=keep_days)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def attach(self, volume: Volume, uid: int) -> Path:
+    async def attach(self, volume: Volume, workload: str, uid: int) -> Path:
         async with self._locks[volume.id]:
-            return await asyncio.to_thread(self._attach, volume, uid)
+            return await asyncio.to_thread(self._attach, volume, workload, uid)
 
-    def _attach(self, volume: Volume, uid: int) -> Path:
-        file, point = self._file(volume.id), self._mounts / volume.id
+    def _attach(self, volume: Volume, workload: str, uid: int) -> Path:
+        file, point = self._files / workload / f"{volume.id}.ext4", self._mounts / volume.id
         if not file.exists():
             self._make(volume, file)
         if _size(file) < volume.size_mb * _MIB:
@@ -95,17 +98,17 @@ class LoopVolumes:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(mode=0o750)
             if volume.encrypted:
-                protect(draft, self._key, volume.id)
+                protect(draft, self._key(), volume.id)
             os.chown(draft, uid, uid)
             draft.rename(data)
         elif volume.encrypted:
-            protect(data, self._key, volume.id)
+            protect(data, self._key(), volume.id)
         if data.stat().st_uid != uid:
             raise ProviderFailed(f"the volume {volume.name} belongs to another organization")
         return data
 
     def _make(self, volume: Volume, file: Path) -> None:
-        self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = file.with_suffix(".new")
         draft.unlink(missing_ok=True)
         try:
@@ -147,11 +150,11 @@ class LoopVolumes:
 
     def _give_up(self, volume: str) -> None:
         self._detach(volume)
-        file = self._file(volume)
-        if not file.exists():
+        file = next(self._files.glob(f"*/{volume}.ext4"), None)
+        if file is None:
             return
         self._aside.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = self._aside / f"{volume}@{self._clock.now():%Y%m%dT%H%M%SZ}"
+        aside = self._aside / f"{file.parent.name}.{volume}@{self._clock.now():%Y%m%dT%H%M%SZ}"
         file.rename(aside)
         log.info("volume put aside", volume=volume, file=str(aside), days=self._keep.days)
 
@@ -167,22 +170,19 @@ class LoopVolumes:
                 file.unlink()
                 log.info("volume ended", file=str(file))
 
-    def present(self) -> set[str]:
-        return {file.stem for file in self._files.glob("*.ext4")}
+    def of(self, workload: str) -> set[str]:
+        return {file.stem for file in (self._files / workload).glob("*.ext4")}
 
     async def usage(self) -> tuple[VolumeUsage, ...]:
         return await asyncio.to_thread(lambda: tuple(self._usage()))
 
     def _usage(self) -> Iterator[VolumeUsage]:
-        for volume in sorted(self.present()):
+        for volume in sorted(file.stem for file in self._files.glob("*/*.ext4")):
             point = self._mounts / volume
             if _mounted(point):
                 found = os.statvfs(point)
                 size = found.f_blocks * found.f_frsize
                 yield VolumeUsage(volume, size - found.f_bfree * found.f_frsize, size)
-
-    def _file(self, volume: str) -> Path:
-        return self._files / f"{volume}.ext4"
 
 
 def _allocate(file: Path, volume: Volume) -> None:
