@@ -5,11 +5,24 @@ import hashlib
 import io
 import tarfile
 from collections import defaultdict, deque
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import BinaryIO, Literal
 
-from builder.image_builder import BuiltImage, KeptImage, Order, PublishedImage, Repository, Say, StepFailed
+from builder.image_builder import (
+    BuiltImage,
+    FoundImage,
+    KeptImage,
+    Order,
+    PublishedImage,
+    Repository,
+    Say,
+    Setup,
+    StepFailed,
+)
+
+from tests.ports.fake_workshop import FakeWorkshop
 
 Call = Literal["fetch", "build", "publish"]
 
@@ -25,6 +38,10 @@ class FakeImageBuilder:
         # Containers of builds under way, as (build, attempt).
         self.containers: set[tuple[str, str]] = set()
         self.builds: list[Order] = []
+        # Reference -> what is there to stand on.
+        self.found: dict[str, FoundImage] = {}
+        # (workload, name) -> files: what an app's builds keep for the next one.
+        self.caches: defaultdict[tuple[str, str], dict[str, bytes]] = defaultdict(dict)
         self._kept: dict[str, KeptImage] = {}
         self._layers: set[str] = set()
         self._failures: defaultdict[Call, deque[Exception]] = defaultdict(deque)
@@ -109,6 +126,26 @@ class FakeImageBuilder:
         self._kept[image] = KeptImage(image, (), (), order.deployment, order.workload, datetime.now(UTC))
         self._layers.add(digest[:12])
         return BuiltImage(image, len(content), tuple(sorted(ports)))
+
+    async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
+        if reference not in self.found:
+            raise StepFailed("build", f"the base image {reference} cannot be had: no such image")
+        return self.found[reference]
+
+    @asynccontextmanager
+    async def workshop(self, order: Order, setup: Setup) -> AsyncIterator[FakeWorkshop]:
+        self.containers.add((order.build, order.attempt))
+        kept = {} if setup.cache is None else self.caches[order.workload, setup.cache]
+        try:
+            yield FakeWorkshop(setup, kept)
+        finally:
+            self.containers.discard((order.build, order.attempt))
+
+    async def load(self, order: Order, archive: BinaryIO, image: str, ports: tuple[int, ...]) -> BuiltImage:
+        archive.seek(0)
+        size = len(archive.read())
+        self._kept[image] = KeptImage(image, (), (), order.deployment, order.workload, datetime.now(UTC))
+        return BuiltImage(image, size, ports)
 
     async def publish(self, order: Order, image: BuiltImage, say: Say) -> PublishedImage:
         self._fail("publish")

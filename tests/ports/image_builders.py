@@ -9,7 +9,7 @@ from typing import Protocol
 
 from builder.docker_builder import DockerBuilder
 from builder.engine_api import EngineApi
-from builder.image_builder import ImageBuilder, Order, Repository, Stream
+from builder.image_builder import FoundImage, ImageBuilder, Order, Repository, Stream
 from contracts.ids import new_id
 from runtime.clock import SystemClock
 
@@ -73,6 +73,9 @@ class FakeHands:
     def __init__(self) -> None:
         self.builder = FakeImageBuilder()
         self.builder.repositories[self.repository.url] = FILES
+        self.builder.found[BASE] = FoundImage(
+            "sha256:" + "0" * 64, {}, ("sha256:" + "1" * 64,), "amd64", "linux"
+        )
 
 
 class DockerHands:
@@ -111,14 +114,15 @@ async def clear(builder: DockerBuilder, api: EngineApi) -> None:
         await api.call("DELETE", f"/containers/{found['Id']}", {"force": True})
     for image in await builder.images():
         await builder.remove(image)
+    await builder.sweep(())
     for layer in builder.layers():
         await builder.forget(layer)
     await builder.close()
 
 
 @asynccontextmanager
-async def docker_hands(folder: Path) -> AsyncIterator[DockerHands]:
-    builder, api = docker_builder(), EngineApi(URL)
+async def docker_hands(folder: Path, prefix: str = PREFIX) -> AsyncIterator[DockerHands]:
+    builder, api = docker_builder(prefix), EngineApi(URL)
     await clear(builder, api)
     await builder.ensure_network()
     try:

@@ -21,11 +21,23 @@ from contracts.errors import NotFound, ProviderFailed, Unavailable
 from runtime.clock import Clock
 
 from builder.build_output import BuildOutput
+from builder.docker_workshop import Workshops, load
 from builder.dockerfile import triggers
 from builder.engine_api import EngineApi, Refused, tar_of
 from builder.git_sandbox import GitSandbox
 from builder.hints import is_ours
-from builder.image_builder import BuiltImage, KeptImage, Order, PublishedImage, Repository, Say, StepFailed
+from builder.image_builder import (
+    BuiltImage,
+    FoundImage,
+    KeptImage,
+    Order,
+    PublishedImage,
+    Repository,
+    Say,
+    Setup,
+    StepFailed,
+    Workshop,
+)
 from builder.repository import is_public, resolve
 
 log = structlog.get_logger("builder.engine")
@@ -78,6 +90,8 @@ class DockerBuilder:
             largest=source_bytes,
             ca_bundle=ca_bundle,
         )
+        self._workshops = Workshops(api, network=self.network, prefix=prefix, pids=pids)
+        self._recalled = False
 
     # --- building ----------------------------------------------------------------------------------
 
@@ -110,6 +124,7 @@ class DockerBuilder:
             "networkmode": self.network,
             "target": target,
             "buildargs": dict(arguments or {}),
+            "nocache": order.cache is None,
             # Pruning what has no name does not take a release away.
             "t": f"{self._prefix}/{order.workload}:{order.deployment}",
         }
@@ -137,6 +152,29 @@ class DockerBuilder:
         found = await self._api.call("GET", f"/images/{output.image}/json")
         ports = {int(port.partition("/")[0]) for port in found["Config"].get("ExposedPorts") or {}}
         return BuiltImage(output.image, found["Size"], tuple(sorted(ports)))
+
+    async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
+        await self._admit(reference, say, trusted=trusted)
+        found = await self._image(reference)
+        if found is None:
+            raise ProviderFailed(f"the image {reference} went away")
+        return FoundImage(
+            found["Id"], found["Config"], tuple(found["RootFS"]["Layers"]), found["Architecture"], found["Os"]
+        )
+
+    @contextlib.asynccontextmanager
+    async def workshop(self, order: Order, setup: Setup) -> AsyncIterator[Workshop]:
+        await self.ensure_network()
+        labels = {PREFIX: self._prefix, BUILD: order.build, ATTEMPT: order.attempt}
+        async with self._workshops.open(order, setup, labels) as workshop:
+            yield workshop
+
+    async def load(self, order: Order, archive: BinaryIO, image: str, ports: tuple[int, ...]) -> BuiltImage:
+        await load(self._api, archive, image)
+        where = {"repo": f"{self._prefix}/{order.workload}", "tag": order.deployment}
+        await self._api.call("POST", f"/images/{image}/tag", where)
+        found = await self._api.call("GET", f"/images/{image}/json")
+        return BuiltImage(image, found["Size"], ports)
 
     @contextlib.asynccontextmanager
     async def _few_processes(self) -> AsyncIterator[None]:
@@ -177,7 +215,7 @@ class DockerBuilder:
         except (Refused, Unavailable) as error:
             log.debug("a step had ended", container=container, error=str(error))
 
-    async def _admit(self, base: str, say: Say) -> None:
+    async def _admit(self, base: str, say: Say, *, trusted: bool = False) -> None:
         """A base the customer may build on, present in the engine when this returns."""
         try:
             found = await self._image(base)
@@ -185,7 +223,7 @@ class DockerBuilder:
                 # Whoever has this name in a public registry is not us.
                 found = await self._made(base, say)
             if found is None:
-                await self._pull(base, say)
+                await self._pull(base, say, trusted=trusted)
                 found = await self._image(base)
         except Refused as error:
             raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
@@ -196,19 +234,21 @@ class DockerBuilder:
             raise StepFailed("build", f"the base image {base} copies from further images ({inherited[0]})")
 
     async def _made(self, own: str, say: Say) -> dict[str, Any]:
-        """An image of the platform itself, which may be in the making after a start."""
-        await say("platform", f"Waiting for the platform's image {own}, which is being made.")
+        """An image of the platform itself, which may be in the making: then a name of its own says so."""
+        name, _, tag = own.removeprefix(OWN).partition(":")
         deadline = self._clock.monotonic() + _MAKING
-        while self._clock.monotonic() < deadline:
+        if await self._image(f"{OWN}making:{name}-{tag}") is not None:
+            await say("platform", f"Waiting for the platform's image {own}, which is being made.")
+        while (found := await self._image(own)) is None:
+            making = await self._image(f"{OWN}making:{name}-{tag}")
+            if making is None or self._clock.monotonic() > deadline:
+                raise StepFailed(
+                    "build",
+                    f"the platform has no image {own}",
+                    hint="Its operator makes it with `berth images`, or gives the runtime another image.",
+                )
             await self._clock.sleep(_LOOK)
-            found = await self._image(own)
-            if found is not None:
-                return found
-        raise StepFailed(
-            "build",
-            f"the platform has no image {own}",
-            hint="Its operator makes it with `berth images`, or gives the runtime another image.",
-        )
+        return found
 
     async def _image(self, reference: str) -> dict[str, Any] | None:
         try:
@@ -219,9 +259,9 @@ class DockerBuilder:
             raise
         return found
 
-    async def _pull(self, base: str, say: Say) -> None:
+    async def _pull(self, base: str, say: Say, *, trusted: bool) -> None:
         first, _, rest = base.partition("/")
-        if rest and ("." in first or ":" in first or first == "localhost"):
+        if not trusted and rest and ("." in first or ":" in first or first == "localhost"):
             host, _, port = first.partition(":")
             try:
                 address = await resolve(host, int(port) if port.isdecimal() else 443)
@@ -297,6 +337,9 @@ class DockerBuilder:
                 await self._remove_container(found["Id"])
 
     async def sweep(self, active: Collection[str]) -> None:
+        if not self._recalled:
+            await self._workshops.recall()
+            self._recalled = True
         now = self._clock.now()
         for found in await self._containers({"network": [self.network]}):
             build = found["Labels"].get(BUILD)
@@ -358,11 +401,14 @@ class DockerBuilder:
         return True
 
     def layers(self) -> frozenset[str]:
-        layers = frozenset(self._layers)
+        layers = frozenset(self._layers | self._workshops.used)
         self._layers.clear()
+        self._workshops.used.clear()
         return layers
 
     async def forget(self, layer: str) -> bool:
+        if self._workshops.is_cache(layer):
+            return await self._workshops.forget(layer)
         found = await self._image(layer)
         if found is None:
             return True

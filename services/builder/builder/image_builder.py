@@ -39,6 +39,9 @@ class Order:
     organization: str
     memory_mb: int
     cpu_millis: int
+    disk_mb: int = 8192
+    # Names the cache the build may use and nobody else does. None: it begins from nothing.
+    cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,8 @@ class ImageBuilder(Protocol):
         the stage that becomes the image, `arguments` what the ARGs are."""
         ...
 
-    async def find(self, reference: str, say: Say) -> FoundImage:
-        """An image a build may stand on, pulled when it is not there."""
+    async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
+        """An image a build may stand on, pulled if need be. `trusted`: the administrator names it."""
         ...
 
     def workshop(self, order: Order, setup: Setup) -> AbstractAsyncContextManager[Workshop]: ...
