@@ -315,9 +315,11 @@ class Bus:
             await self.client.flush()
 
     @asynccontextmanager
-    async def subscribe(self, report: type[R], token: str) -> AsyncIterator[asyncio.Queue[R]]:
+    async def subscribe(
+        self, report: type[R], token: str, waiting: int = 10_000
+    ) -> AsyncIterator[asyncio.Queue[R]]:
         """Every report of one token, for this reader alone. One who does not keep up loses the oldest."""
-        queue: asyncio.Queue[R] = asyncio.Queue(maxsize=10_000)
+        queue: asyncio.Queue[R] = asyncio.Queue(maxsize=waiting)
 
         async def take(message: Any) -> None:
             if queue.full():

@@ -1,12 +1,14 @@
 """The log of a deployment: a page of it, and a stream of it that goes on while it is written.
 
 The stream joins what the builder has stored with what it reports live, by sequence: no gap, no double. The
-sequence is the event's id, so a client that comes again goes on where it was (`Last-Event-ID`).
+sequence is the event's id, so a client that comes again goes on where it was (`Last-Event-ID`). Lines go on
+as many at once as came together, and few wait for a slow reader: what he misses he gets from the store.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
 from contracts.api import LogPage
@@ -17,7 +19,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from nats.errors import Error as NatsError
 
-from gateway import deployments, status
+from gateway import deployments, jobs, status
 from gateway.desk import Desk
 from gateway.permissions import Member
 
@@ -29,7 +31,12 @@ PAGE = 1000
 _LOOK = 1.0
 _READ = 5.0
 _KEEP_ALIVE = 15.0
+# Reports of some hundred lines each, for every reader.
+_WAITING = 16
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_]|)")
+RELEASE = "release"
 After = Annotated[int, Query(ge=0, lt=2**31)]
+Ansi = Annotated[bool, Query(description="Leave colours and other escape sequences of terminals in")]
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -40,18 +47,23 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/deployments/{deployment}/log")
-async def show_log(deployment: str, caller: Member, after: After = 0) -> LogPage:
-    await deployments.standing(caller.desk.store, caller.organization, deployment)
-    page = await _page(caller.desk, deployment, after)
+async def show_log(deployment: str, caller: Member, after: After = 0, ansi: Ansi = False) -> LogPage:
+    state, _ = await deployments.standing(caller.desk.store, caller.organization, deployment)
+    page = await _page(caller.desk, caller.organization, deployment, after)
     last = page.lines[-1].sequence if page.lines else after
-    return LogPage(lines=page.lines, finished=page.finished, next=last)
+    # A build that has ended may be followed by a release phase.
+    finished = page.finished and state in status.SETTLED
+    lines = page.lines if ansi else tuple(_plain(page.lines))
+    return LogPage(lines=lines, finished=finished, next=last)
 
 
 @router.get("/deployments/{deployment}/log/stream", response_class=StreamingResponse, responses=_STREAM)
-async def stream_log(deployment: str, request: Request, caller: Member, after: After = 0) -> Response:
+async def stream_log(
+    deployment: str, request: Request, caller: Member, after: After = 0, ansi: Ansi = False
+) -> Response:
     await deployments.standing(caller.desk.store, caller.organization, deployment)
     start = _place(request.headers.get("last-event-id") or str(after))
-    tail = Tail(caller.desk, caller.organization, deployment, start)
+    tail = Tail(caller.desk, caller.organization, deployment, start, ansi=ansi)
     return EventStream(
         tail.events(),
         media_type="text/event-stream",
@@ -72,8 +84,9 @@ class EventStream(StreamingResponse):
 class Tail:
     """One reader's place in the log of one deployment."""
 
-    def __init__(self, desk: Desk, organization: str, deployment: str, start: int) -> None:
+    def __init__(self, desk: Desk, organization: str, deployment: str, start: int, *, ansi: bool) -> None:
         self._desk = desk
+        self._ansi = ansi
         self._organization = organization
         self._deployment = deployment
         self._last = start
@@ -84,7 +97,7 @@ class Tail:
         yield b"retry: 1000\n\n"
         try:
             # Subscribed before the stored lines are read: what is written in between comes both ways.
-            async with self._desk.bus.subscribe(BuildLog, self._deployment) as live:
+            async with self._desk.bus.subscribe(BuildLog, self._deployment, _WAITING) as live:
                 async for event in self._follow(live):
                     yield event
         except (Unavailable, NatsError):
@@ -100,12 +113,13 @@ class Tail:
             state, text = await deployments.standing(self._desk.store, self._organization, self._deployment)
             final = state in status.SETTLED
             complete = False
-            if final or self._ahead or clock.monotonic() - read_at >= _READ:
+            patience = _READ if state in status.WAITING else _LOOK
+            if final or self._ahead or clock.monotonic() - read_at >= patience:
                 read_at = clock.monotonic()
                 try:
-                    async for line in self._stored():
+                    async for lines in self._stored():
                         said_at = clock.monotonic()
-                        yield _log(line)
+                        yield self._said(lines)
                     complete = True
                 except Unavailable:
                     yield b": the stored log cannot be read now\n\n"
@@ -121,20 +135,19 @@ class Tail:
             if clock.monotonic() - said_at >= _KEEP_ALIVE:
                 said_at = clock.monotonic()
                 yield b": still here\n\n"
-            async for line in self._live(live, clock.monotonic() + _LOOK):
+            async for lines in self._live(live, clock.monotonic() + _LOOK):
                 said_at = read_at = clock.monotonic()
-                yield _log(line)
+                yield self._said(lines)
 
-    async def _stored(self) -> AsyncIterator[LogLine]:
+    async def _stored(self) -> AsyncIterator[list[LogLine]]:
         while True:
-            page = await _page(self._desk, self._deployment, self._last)
-            for line in page.lines:
-                for next_line in self._joined(line):
-                    yield next_line
-            if len(page.lines) < PAGE:
+            page = await _page(self._desk, self._organization, self._deployment, self._last)
+            if lines := self._joined(page.lines):
+                yield lines
+            if page.finished or not page.lines:
                 return
 
-    async def _live(self, live: "asyncio.Queue[BuildLog]", until: float) -> AsyncIterator[LogLine]:
+    async def _live(self, live: "asyncio.Queue[BuildLog]", until: float) -> AsyncIterator[list[LogLine]]:
         """Lines as they come; ends at a gap, when it is time to look around, and at a shutdown."""
         while not self._desk.closing.is_set():
             try:
@@ -142,27 +155,57 @@ class Tail:
                     report = await live.get()
             except TimeoutError:
                 return
-            for line in report.lines:
-                for next_line in self._joined(line):
-                    yield next_line
+            if lines := self._joined(report.lines):
+                yield lines
             if self._ahead:
                 return
 
-    def _joined(self, line: LogLine) -> Iterator[LogLine]:
-        """What may be said now that `line` is here: every sequence once, and in order."""
-        if line.sequence > self._last:
-            self._ahead[line.sequence] = line
+    def _joined(self, lines: Iterable[LogLine]) -> list[LogLine]:
+        """What may be said now that these are here: every sequence once, and in order."""
+        said = []
+        for line in lines:
+            if line.sequence == self._last + 1:
+                self._last = line.sequence
+                said.append(line)
+            elif line.sequence > self._last:
+                self._ahead[line.sequence] = line
         while (following := self._ahead.pop(self._last + 1, None)) is not None:
             self._last = following.sequence
-            yield following
+            said.append(following)
+        for passed in [sequence for sequence in self._ahead if sequence <= self._last]:
+            del self._ahead[passed]
+        return said
+
+    def _said(self, lines: Iterable[LogLine]) -> bytes:
+        shown = lines if self._ansi else _plain(lines)
+        return "".join(
+            f"id: {line.sequence}\nevent: log\ndata: {line.model_dump_json()}\n\n" for line in shown
+        ).encode()
 
 
-async def _page(desk: Desk, deployment: str, after: int) -> BuildLogPage:
-    try:
-        return await desk.bus.ask(BuildLogAfter(deployment=deployment, after=after, limit=PAGE))
-    except NotFound:
-        # No builder has taken it up yet, or none ever will.
-        return BuildLogPage(lines=(), finished=False)
+async def _page(desk: Desk, organization: str, deployment: str, after: int) -> BuildLogPage:
+    """Lines of the build, and behind its last one those of the release phase."""
+    release = await jobs.release_phase(desk.store, organization, deployment)
+    if release is None or after < release.build_lines:
+        try:
+            page = await desk.bus.ask(BuildLogAfter(deployment=deployment, after=after, limit=PAGE))
+        except NotFound:
+            # No builder has taken it up yet, or none ever will.
+            page = BuildLogPage(lines=(), finished=False)
+        if release is None or not page.lines or page.lines[-1].sequence < release.build_lines:
+            return page
+        lines = page.lines
+    else:
+        lines = ()
+    assert release is not None, "one without a release phase has returned"
+    built = release.build_lines
+    written = await jobs.lines_after(desk.store, organization, release.job, max(0, after - built))
+    room = PAGE - len(lines)
+    more = tuple(
+        LogLine(sequence=built + w.sequence, at=w.at, stream=w.stream, step=RELEASE, text=w.text)
+        for w in written[:room]
+    )
+    return BuildLogPage(lines=lines + more, finished=release.ended and len(written) < room)
 
 
 def _place(text: str) -> int:
@@ -171,8 +214,11 @@ def _place(text: str) -> int:
     raise InvalidInput("a place in a log is the sequence of a line", place=text[:40])
 
 
-def _log(line: LogLine) -> bytes:
-    return f"id: {line.sequence}\nevent: log\ndata: {line.model_dump_json()}\n\n".encode()
+def _plain(lines: Iterable[LogLine]) -> Iterable[LogLine]:
+    return (
+        line.model_copy(update={"text": _ESCAPE.sub("", line.text)}) if "\x1b" in line.text else line
+        for line in lines
+    )
 
 
 def _event(name: str, data: str = "{}") -> bytes:
