@@ -3,11 +3,12 @@
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from embedded.engine import Engine
-from embedded.images import Images
+from embedded.images import Images, trusted
 from runtime.telemetry import configure_logging
 
 from tests.harness import Harness, Servers, open_harness, servers
@@ -15,6 +16,8 @@ from tests.harness import Harness, Servers, open_harness, servers
 ROOT = Path(__file__).parent.parent
 # The areas whose tests run containers.
 WITH_ENGINE = {"bench", "builder", "compose", "embedded", "journeys", "node_agent", "ports"}
+
+FURTHER_IMAGES = pytest.StashKey[Future[None]]()
 
 configure_logging("warning")
 
@@ -38,13 +41,22 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
         sys.stderr.write(f"{line}\n")
 
     own = Engine(ROOT / ".cache" / "engine", say=say)
-    images = Images(own.ensure(), ROOT / ".cache" / "images", say=say)
+    images = Images(own.ensure(), ROOT / ".cache" / "images", say=say, ca_bundle=trusted())
     try:
         images.ensure()
-        yield
+        # The other runtimes' take minutes on a fresh machine: they are made beside the tests that need none.
+        with ThreadPoolExecutor(1) as beside:
+            request.config.stash[FURTHER_IMAGES] = beside.submit(images.ensure_further)
+            yield
     finally:
         images.close()
         own.stop()
+
+
+@pytest.fixture(scope="session")
+def further_images(engine: None, request: pytest.FixtureRequest) -> None:
+    """The images of every runtime, made when this returns."""
+    request.config.stash[FURTHER_IMAGES].result(timeout=600)
 
 
 @pytest.fixture(scope="session")

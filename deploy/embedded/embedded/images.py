@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -52,7 +52,23 @@ class Stack:
         return {stage: tag if stage == "run" else f"{tag}-{stage}" for stage in self.stages}
 
 
+# Without these no build begins.
 STACKS = (Stack("git", "bookworm", stages=("run",)), Stack("python", "3.11"))
+# These are made while the platform runs already, the small ones first.
+FURTHER = (
+    Stack("static", "1", stages=("run",)),
+    Stack("node", "24"),
+    Stack("go", "1.23"),
+    Stack("php", "8.2"),
+    Stack("ruby", "3.1"),
+    Stack("java", "17"),
+    Stack("buildpack", "22"),
+)
+# A build that needs one of them waits while it has a name of this kind, too.
+MAKING = "berth/making"
+BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem")
+# A company's own certificates, where its proxy looks into TLS.
+CA_BUNDLE = "ca-bundle.pem"
 
 
 def fingerprint(files: Mapping[str, bytes], base_id: str) -> str:
@@ -71,12 +87,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 class Images:
     def __init__(
-        self, host: str, folder: Path, say: Callable[[str], None] | None = None, recipes: Path = RECIPES
+        self,
+        host: str,
+        folder: Path,
+        say: Callable[[str], None] | None = None,
+        recipes: Path = RECIPES,
+        ca_bundle: bytes | None = None,
     ) -> None:
         self._client = docker.DockerClient(base_url=host, timeout=600)
         self._folder = folder.absolute()
         self._say = say or (lambda line: None)
         self._recipes = recipes
+        self._ca_bundle = ca_bundle
 
     def close(self) -> None:
         self._client.close()
@@ -85,6 +107,39 @@ class Images:
         base_id = self.ensure_base()
         for stack in STACKS:
             self.ensure_stack(stack, base_id)
+
+    def ensure_further(self, stacks: Sequence[Stack] = FURTHER) -> None:
+        """Those of every other runtime; a failure of one is told and does not keep back the rest."""
+        base_id = self.ensure_base()
+        first = "".join(image for stack in STACKS for image in self.ensure_stack(stack, base_id))
+        missing = [stack for stack in stacks if not self._is_made(stack, first)]
+        marks = {
+            stack: [f"{stack.name}-{tag.partition(':')[2]}" for tag in stack.tags().values()]
+            for stack in missing
+        }
+        failures: list[str] = []
+        try:
+            for mark in (mark for stack in missing for mark in marks[stack]):
+                self._client.images.get(BASE).tag(MAKING, mark)
+            for stack in missing:
+                try:
+                    self.ensure_stack(stack, first)
+                except Unavailable as error:
+                    failures.append(error.message)
+                self._unmark(marks.pop(stack))
+        finally:
+            self._unmark(mark for rest in marks.values() for mark in rest)
+        if failures:
+            raise Unavailable("; ".join(failures))
+
+    def _is_made(self, stack: Stack, made_on: str) -> bool:
+        wanted = fingerprint(self.recipe(stack.name), made_on)
+        return all(self._fingerprint(tag) == wanted for tag in stack.tags().values())
+
+    def _unmark(self, marks: Iterable[str]) -> None:
+        for mark in marks:
+            with suppress(ImageNotFound):
+                self._client.images.remove(f"{MAKING}:{mark}", noprune=True)
 
     def ensure_base(self) -> str:
         """The id of the base image, pulled or made when it is not there."""
@@ -115,7 +170,8 @@ class Images:
         wanted = fingerprint(files, made_on)
         if self._fingerprint(tag) != wanted:
             self._say(f"building {tag}")
-            self._build(files, stage, tag, wanted)
+            extra = {} if self._ca_bundle is None else {CA_BUNDLE: self._ca_bundle}
+            self._build({**extra, **files}, stage, tag, wanted)
         return str(self._id(tag))
 
     def _id(self, tag: str) -> str | None:
@@ -205,6 +261,15 @@ class Images:
                     raise Unavailable(f"{tag} could not be built: {message['error']}: {said}")
         except APIError as error:
             raise Unavailable(f"{tag} could not be built: {error.explanation}") from error
+
+
+def trusted() -> bytes | None:
+    """The certificates this machine's own tools trust: what is behind a proxy is fetched through it."""
+    named = (os.environ.get(name, "") for name in ("BUILDER_CA_BUNDLE", "SSL_CERT_FILE"))
+    for path in map(Path, filter(None, (*named, *BUNDLES))):
+        if path.is_file():
+            return path.read_bytes()
+    return None
 
 
 def reachable(name: str, port: int, seconds: float = 2.0) -> bool:

@@ -34,14 +34,26 @@ _PLANS = (
         "micros_per_month": 15_000_000,
     },
 )
-_RUNTIMES = (
+# Each of the platform's own images, and where it is built; the static one needs no build.
+_RUNTIMES = tuple(
     {
-        "name": "python-3.11",
-        "type": "python",
-        "version": "3.11",
-        "image": "berth/python:3.11",
-        "build_image": "berth/python:3.11-build",
-    },
+        "name": f"{type}-{version}" if version else type,
+        "type": type,
+        "version": version or "1",
+        "image": f"berth/{type}:{version or '1'}",
+        "build_image": f"berth/{type}:{version}-build" if version else None,
+    }
+    for type, version in (
+        ("python", "3.11"),
+        ("node", "24"),
+        ("php", "8.2"),
+        ("ruby", "3.1"),
+        ("go", "1.23"),
+        ("java", "17"),
+        # The number is that of Heroku's stack which it stands for.
+        ("buildpack", "22"),
+        ("static", None),
+    )
 )
 
 

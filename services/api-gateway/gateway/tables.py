@@ -118,6 +118,7 @@ class RuntimeRow(Base):
     version: Mapped[str]
     image: Mapped[str]
     build_image: Mapped[str | None]
+    install_command: Mapped[str | None]
     build_command: Mapped[str | None]
     start_command: Mapped[str | None]
     active: Mapped[bool] = mapped_column(server_default=true())
@@ -313,7 +314,7 @@ class JobRow(Base):
     kind: Mapped[str]
     # Of a release phase, of which an app's deployment has one; of a schedule.
     deployment: Mapped[str | None] = mapped_column(unique=True)
-    cron: Mapped[str | None] = mapped_column(index=True)
+    cron: Mapped[str | None]
     # The job as the rest of the platform is told it.
     body: Mapped[Json]
     command: Mapped[str]
@@ -330,6 +331,7 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None]
     __table_args__ = (
         Index("job_workload", "workload", "id"),
+        Index("job_cron", "cron", postgresql_where=text("cron is not null")),
         Index("job_open", "told_at", postgresql_where=text("status in ('queued', 'running')")),
     )
 
@@ -355,7 +357,8 @@ class TicketRow(Base):
     verb: Mapped[str]
     # What is talked to, and how.
     target: Mapped[Json]
-    expires_at: Mapped[datetime] = mapped_column(index=True)
+    expires_at: Mapped[datetime]
+    __table_args__ = (Index("ticket_expires_at", "expires_at"),)
 
 
 class CredentialRow(Base):

@@ -20,6 +20,7 @@ import structlog
 from contracts.errors import NotFound, ProviderFailed, Unavailable
 from runtime.clock import Clock
 
+from builder import marking
 from builder.build_output import BuildOutput
 from builder.docker_workshop import Workshops, load
 from builder.dockerfile import triggers
@@ -111,7 +112,9 @@ class DockerBuilder:
         target: str | None = None,
         arguments: Mapping[str, str] | None = None,
     ) -> BuiltImage:
-        await asyncio.gather(self.ensure_network(), *(self._admit(base, say) for base in bases))
+        _, *triggering = await asyncio.gather(
+            self.ensure_network(), *(self._admit(base, say) for base in bases)
+        )
         memory = order.memory_mb * MIB
         query = {
             "dockerfile": dockerfile,
@@ -124,11 +127,15 @@ class DockerBuilder:
             "networkmode": self.network,
             "target": target,
             "buildargs": dict(arguments or {}),
-            "nocache": order.cache is None,
+            # What a base image triggers runs before the mark that keeps caches apart.
+            "nocache": order.cache is None or any(triggering),
             # Pruning what has no name does not take a release away.
             "t": f"{self._prefix}/{order.workload}:{order.deployment}",
         }
         output = BuildOutput()
+        if order.cache is not None:
+            marks = await asyncio.to_thread(marking.mark, context, dockerfile, order.cache)
+            output = BuildOutput(marking.mark_of(order.cache), marks)
         try:
             async with (
                 self._few_processes(),
@@ -215,8 +222,9 @@ class DockerBuilder:
         except (Refused, Unavailable) as error:
             log.debug("a step had ended", container=container, error=str(error))
 
-    async def _admit(self, base: str, say: Say, *, trusted: bool = False) -> None:
-        """A base the customer may build on, present in the engine when this returns."""
+    async def _admit(self, base: str, say: Say, *, trusted: bool = False) -> bool:
+        """A base the customer may build on, present in the engine when this returns: whether it triggers
+        instructions of its own."""
         try:
             found = await self._image(base)
             if found is None and base.startswith(OWN):
@@ -229,9 +237,11 @@ class DockerBuilder:
             raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
         if _is_an_apps(found or {}):
             raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
-        inherited = triggers((found or {}).get("Config", {}).get("OnBuild") or ())
+        triggered = (found or {}).get("Config", {}).get("OnBuild") or ()
+        inherited = triggers(triggered)
         if inherited:
             raise StepFailed("build", f"the base image {base} copies from further images ({inherited[0]})")
+        return bool(triggered)
 
     async def _made(self, own: str, say: Say) -> dict[str, Any]:
         """An image of the platform itself, which may be in the making: then a name of its own says so."""

@@ -12,11 +12,18 @@ from contracts.workload import BuildSettings, RuntimePreset
 from builder import procfile
 from builder.image_builder import StepFailed
 from builder.recipes.case import Case, Recipe, Source
+from builder.recipes.go import GO
+from builder.recipes.java import JAVA
+from builder.recipes.node import NODE
 from builder.recipes.own import DOCKERFILE
+from builder.recipes.packs import BUILDPACKS, CNB
+from builder.recipes.php import PHP
 from builder.recipes.python import PYTHON
+from builder.recipes.ruby import RUBY
+from builder.recipes.site import STATIC
 
 # In the order they are asked.
-DETECTORS = (DOCKERFILE, PYTHON)
+DETECTORS = (DOCKERFILE, CNB, BUILDPACKS, PYTHON, NODE, PHP, RUBY, GO, JAVA, STATIC)
 
 
 def wanted(settings: BuildSettings) -> frozenset[str]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from contracts.workload import BuildSettings, RuntimePreset
 
+from builder.buildpacks import Classic
+from builder.cnb import Lifecycle
 from builder.image_builder import StepFailed
 
 LARGEST_TEXT = 256 * 1024
@@ -73,6 +75,8 @@ class Recipe:
     # Of the customer's own Dockerfile: the stage to build, and what its ARGs are.
     target: str | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
+    # Not a Dockerfile, but a program of an image makes it: buildpacks, or a lifecycle.
+    by: Classic | Lifecycle | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from builder.recipes.case import LARGEST_TEXT, Case, Detector, Recipe, plain_pat
 
 def _named(case: Case) -> bool:
     settings = case.settings
-    return settings.runtime is None and bool(
+    otherwise = settings.runtime or settings.builder or settings.buildpacks
+    return not otherwise and bool(
         settings.dockerfile != "Dockerfile" or settings.target or settings.arguments
     )
 
