@@ -29,6 +29,9 @@ BODIES: dict[str, Any] = {
     "/api/paas/apps": {"name": "intruder", "plan": "small"},
     "/api/paas/apps/{app}/scale": {"replicas": 1},
     "/api/paas/apps/{app}/deploy": {},
+    "/api/paas/apps/{app}/run": {"command": "true"},
+    "/api/paas/apps/{app}/cron": {"name": "theirs", "schedule": "* * * * *", "command": "true"},
+    "/api/paas/apps/{app}/cron/{cron}": {"active": False},
     "/api/paas/apps/{app}/variables": {"INTRUDER": "was here"},
     "/api/paas/apps/{app}/volumes": {"name": "intruder", "path": "/intruder", "size_mb": 16},
     "/api/paas/apps/{app}/volumes/{volume}": {"size_mb": 32},
@@ -46,6 +49,9 @@ BODIES: dict[str, Any] = {
     },
     "/api/admin/paas/plans/{name}": {"title": "Theirs"},
     "/api/admin/builds/cache": {"enabled": False},
+    "/api/admin/paas/custom-images": {"enabled": False},
+    "/api/paas/apps/{app}/credentials/git": {"kind": "key"},
+    "/api/paas/apps/{app}/credentials/registry": {"host": "ghcr.io", "user": "x", "password": "y"},
 }
 
 
@@ -83,14 +89,25 @@ async def victim(here: World) -> dict[str, str]:
     await customer.call("POST", f"/api/paas/apps/{app}/volumes", json=body)
     assert spec.deployment is not None
     assert customer.organization is not None
+    await customer.call("PUT", f"/api/paas/apps/{app}/credentials/git", json={"kind": "key"})
     await here.log(spec.deployment, 1, 2, live=False)
     await here.balance(customer.organization, 5_000_000, sequence=1)
+    nightly = {"name": "nightly", "schedule": "0 3 * * *", "command": "true"}
+    await customer.call("POST", f"/api/paas/apps/{app}/cron", json=nightly)
+    job = (await customer.call("POST", f"/api/paas/apps/{app}/run", json={"command": "true"}))["id"]
+    async with here.host.runtime.store.transaction(customer.organization) as tx:
+        row = tables.JobLineRow(job=job, sequence=1, stream="stdout", text="theirs")
+        row.organization, row.at = customer.organization, here.harness.clock.now()
+        tx.add(row)
     return {
         "app": app,
+        "job": job,
+        "cron": "nightly",
         "deployment": spec.deployment,
         "organization": customer.organization,
         "token": customer.token or "",
         "volume": "data",
+        "purpose": "git",
         "name": "small",
     }
 
@@ -110,7 +127,7 @@ async def call(customer: Customer, method: str, route: APIRoute, ids: dict[str, 
     body: dict[str, Any] = {}
     if route.path.endswith("/source"):
         body = {"content": SOURCE, "headers": {"Content-Type": "application/gzip"}}
-    elif route.path in BODIES and method in ("POST", "PATCH"):
+    elif route.path in BODIES and method in ("POST", "PUT", "PATCH"):
         body = {"json": BODIES[route.path]}
     headers = customer.headers | body.pop("headers", {})
     return await customer.client.request(method, path, headers=headers, **body)

@@ -1,10 +1,12 @@
 """The models of the REST API: what a customer sends is strict, what he receives is an allow-list."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, StringConstraints
+from pydantic import AfterValidator, Field, SecretStr, StringConstraints, model_validator
 
+from contracts import buildpack, image_reference
 from contracts.credentials import Purpose
+from contracts.errors import InvalidInput
 from contracts.ids import (
     AppId,
     CreditId,
@@ -227,8 +229,8 @@ class ChooseDockerfile(Strict):
 
 
 class ChooseToken(Strict):
-    """For a Git server over HTTPS. The host is that of the app's repository where none is named, and the token
-    is told to no other; the user matters to few servers."""
+    """For a Git server over HTTPS. The host is that of the app's repository where none is named, and no other
+    is told the token; the user matters to few servers."""
 
     kind: Literal["token"] = "token"
     token: Annotated[SecretStr, Field(min_length=1, max_length=4096)]
@@ -280,6 +282,25 @@ class CustomImages(Strict):
     enabled: bool
 
 
+def _is_buildpack(name: str) -> str:
+    try:
+        return buildpack.parse(name).name
+    except InvalidInput as error:
+        raise ValueError(error.message) from error
+
+
+def _is_image(name: str) -> str:
+    try:
+        image_reference.parse(name)
+    except InvalidInput as error:
+        raise ValueError(error.message) from error
+    return name
+
+
+BuildpackName = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_is_buildpack)]
+BuilderImage = Annotated[str, StringConstraints(max_length=255), AfterValidator(_is_image)]
+
+
 class ChooseBuild(Strict):
     """What is absent, the recipe decides. Commands run in the build or the instance, by its shell."""
 
@@ -298,9 +319,20 @@ class ChooseBuild(Strict):
         Field(max_length=50),
     ] = {}
     runtime: Annotated[str, StringConstraints(max_length=80)] | None = None
+    # Each by a name such as heroku/nodejs, or as https://host/path#branch, in the order they run.
+    buildpacks: Annotated[tuple[BuildpackName, ...], Field(max_length=buildpack.MOST)] = ()
+    # A builder image of Cloud Native Buildpacks, such as heroku/builder:24.
+    builder: BuilderImage | None = None
     install_command: Command | None = None
     build_command: Command | None = None
     start_command: Command | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = [name for name in ("runtime", "buildpacks", "builder") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(f"choose one of {' and '.join(ways)}: an app is built in one way")
+        return self
 
     def settings(self) -> BuildSettings:
         return BuildSettings(**self.model_dump())
@@ -474,6 +506,48 @@ class JobView(Model):
 class JobList(Model):
     jobs: tuple[JobView, ...]
     next: str | None
+
+
+Schedule = Annotated[str, StringConstraints(min_length=9, max_length=200)]
+
+
+class CreateCron(Strict):
+    """`schedule`: minute, hour, day of the month, month, day of the week, in UTC, as cron has them."""
+
+    name: Name
+    schedule: Schedule
+    command: Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 3600
+    # Begin a run while the one before it has not ended.
+    overlap: bool = False
+
+
+class ChangeCron(Strict):
+    """What is absent stays."""
+
+    schedule: Schedule | None = None
+    command: Annotated[str, StringConstraints(min_length=1, max_length=4000)] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    overlap: bool | None = None
+    active: bool | None = None
+
+
+class CronView(Model):
+    name: str
+    app: AppId
+    schedule: str
+    command: str
+    timeout_seconds: float
+    overlap: bool
+    active: bool
+    next_at: Moment | None
+    # How the newest run went.
+    last: JobStatus | None
+    created_at: Moment
+
+
+class CronList(Model):
+    crons: tuple[CronView, ...]
 
 
 class JobLogPage(Model):

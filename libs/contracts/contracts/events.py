@@ -80,6 +80,8 @@ class DeploymentRequested(Event):
     # The presets the administrator offers to this app; the recipe picks one of them.
     runtimes: tuple[RuntimePreset, ...]
     limits: Limits
+    # The user and group its processes will run as; none: not told.
+    uid: Annotated[int, Field(ge=1)] | None = None
     # Every variable of the app, sealed for the builder: what a build gets, and what its log must not show.
     variables: str | None = None
     environment: str = "production"

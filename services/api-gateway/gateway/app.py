@@ -7,7 +7,20 @@ from contracts.reports import JobOutput
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 
-from gateway import accounts, alerts, git, http, jobs, rollouts, snapshots, sources, sweeps, wallets
+from gateway import (
+    accounts,
+    alerts,
+    credentials,
+    cron,
+    git,
+    http,
+    jobs,
+    rollouts,
+    snapshots,
+    sources,
+    sweeps,
+    wallets,
+)
 from gateway.desk import Desk, Resolve
 from gateway.passwords import Passwords
 from gateway.seed import seed
@@ -70,6 +83,7 @@ def create(
         listens={JobOutput: functools.partial(jobs.heard, desk)},
         loops=[
             Loop("sweep", functools.partial(sweeps.sweep, desk), every=15.0),
+            Loop("cron", functools.partial(cron.tick, desk), every=2.0),
             Loop("tidy", functools.partial(sweeps.tidy, desk), every=300.0),
         ],
         http=http.create(desk, runtime.telemetry),

@@ -20,7 +20,8 @@ router = APIRouter(prefix="/api/paas", tags=["deployments"])
 _VIEW = """json_build_object(
     'id', d.id, 'app', d.workload, 'number', d.number, 'status', d.status, 'reason', d.reason,
     'source', d.source, 'recipe', d.recipe, 'image', d.image, 'size_bytes', d.size_bytes,
-    'commit', d.commit, 'commit_author', d.commit_author, 'commit_message', d.commit_message, 'exit_code', d.exit_code, 'failed_step', d.failed_step, 'seconds', d.seconds,
+    'commit', d.commit, 'commit_author', d.commit_author, 'commit_message', d.commit_message,
+    'exit_code', d.exit_code, 'failed_step', d.failed_step, 'seconds', d.seconds,
     'notes', d.notes, 'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at, 'position', null
 )"""
 _MINE = (
@@ -142,6 +143,7 @@ async def requested(tx: Tx, row: WorkloadRow, deployment: DeploymentRow) -> Depl
         build=BuildSettings.model_validate(deployment.build),
         runtimes=await plans.presets_for(tx, plan),
         limits=Limits.model_validate(row.limits),
+        uid=row.uid,
         environment=row.environment,
         cache=row.cache if await builds.cache_is_on(tx) else None,
         variables=row.variables,

@@ -16,9 +16,11 @@ from gateway import (
     auth,
     builds,
     credentials,
+    cron,
     deployments,
     images,
     jobs,
+    joining,
     logs,
     nodes,
     organizations,
@@ -45,12 +47,14 @@ ROUTERS = (
     organizations.router,
     plans.router,
     nodes.router,
+    joining.router,
     sources.router,
     credentials.router,
     images.router,
     alerts.router,
     jobs.router,
     run.router,
+    cron.router,
 )
 LARGEST_BODY = 256 * 1024
 _FAILURES: dict[int | str, dict[str, Any]] = {

@@ -106,8 +106,16 @@ async def _built(
     spec = workloads.spec_of(row).model_copy(
         update={"image": release.image, "release": release.id, "deployment": deployment.id}
     )
-    seconds = desk.settings.release_minutes * 60
-    jobs.ask(tx, row, spec, RELEASE, command, seconds, desk.clock.now, deployment=deployment.id)
+    jobs.ask(
+        tx,
+        row,
+        spec,
+        RELEASE,
+        command=command,
+        timeout_seconds=desk.settings.release_minutes * 60,
+        now=desk.clock.now(),
+        deployment=deployment.id,
+    )
 
 
 def _go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: ReleaseRow) -> None:

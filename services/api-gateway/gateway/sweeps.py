@@ -10,7 +10,7 @@ from contracts.events import AppChanged
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import func, select
 
-from gateway import accounts, alerts, sources, wallets, workloads
+from gateway import accounts, alerts, jobs, sources, wallets, workloads
 from gateway.deployments import requested
 from gateway.desk import Desk
 from gateway.tables import DeploymentRow, WalletRow, WorkloadRow
@@ -30,6 +30,7 @@ async def sweep(desk: Desk) -> None:
         await _again(desk, row, deployment)
     for deployment, row in await _overdue(desk, "building", DeploymentRow.status_at < lost):
         await _give_up(desk, row, deployment)
+    await jobs.sweep(desk)
     await _suspend(desk)
 
 
@@ -37,6 +38,7 @@ async def tidy(desk: Desk) -> None:
     await sources.prune(desk)
     await accounts.forget_attempts(desk)
     await alerts.forget(desk)
+    await jobs.forget(desk)
 
 
 async def _overdue(desk: Desk, status: str, overdue: Any) -> list[tuple[str, str]]:
@@ -60,7 +62,7 @@ async def _again(desk: Desk, workload: str, deployment: str) -> None:
         if waiting.status == "queued":
             waiting.reason = "no builder has taken it up yet; it is asked for again"
             tx.publish(await requested(tx, row, waiting))
-        elif waiting.status == "deploying":
+        elif waiting.status == "deploying" and row.deployment == waiting.id:
             waiting.reason = "no node has said yet how it went; they are told again"
             tx.publish(AppChanged(spec=workloads.spec_of(row)))
         await workloads.settle(tx, row)

@@ -57,6 +57,13 @@ async def find(tx: Tx, workload: str) -> WorkloadRow | None:
     return None if row is None or row.state == "deleted" else row
 
 
+async def known(tx: Tx, workload: str) -> WorkloadRow:
+    row = await tx.get(WorkloadRow, workload)
+    if row is None or row.state == "deleted":
+        raise no_such_app(workload)
+    return row
+
+
 async def locked(tx: Tx, workload: str) -> WorkloadRow:
     row = await find(tx, workload)
     if row is None:
