@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from builder.docker_builder import DockerBuilder
 from builder.engine_api import EngineApi
@@ -36,15 +36,16 @@ class Said:
         return [text for said, text in self.lines if said == stream]
 
 
-def new_order(**changes: str) -> Order:
-    order = {
+def new_order(**changes: Any) -> Order:
+    order: dict[str, Any] = {
         "build": new_id("bld"),
         "attempt": new_id("hld"),
         "deployment": new_id("dep"),
         "workload": new_id("app"),
         "organization": new_id("org"),
     }
-    return Order(**(order | changes), memory_mb=512, cpu_millis=2000)
+    chosen = {**order, **changes}
+    return Order(**{"cache": f"{chosen['workload']}.0", **chosen}, memory_mb=512, cpu_millis=2000)
 
 
 def context(files: Mapping[str, str]) -> io.BytesIO:

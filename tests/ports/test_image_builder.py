@@ -40,7 +40,7 @@ async def hands(request: pytest.FixtureRequest, docker: DockerHands) -> Hands:
     return docker if request.param == "docker" else FakeHands()
 
 
-async def build(hands: Hands, *lines: str, said: Said | None = None, **changes: str) -> BuiltImage:
+async def build(hands: Hands, *lines: str, said: Said | None = None, **changes: Any) -> BuiltImage:
     text = "\n".join((f"FROM {BASE}", *lines)) + "\n"
     files = {"Dockerfile": text, "file": "content"}
     return await hands.builder.build(
@@ -241,13 +241,52 @@ async def test_the_image_has_its_name_and_no_trace_of_the_build(docker: DockerHa
 
 
 async def test_the_layer_cache_is_used(docker: DockerHands) -> None:
-    slow = f"RUN sleep 1.5 && echo {time.time_ns()}"
-    await build(docker, slow)
+    slow, app = f"RUN sleep 1.5 && echo {time.time_ns()}", new_order().workload
+    await build(docker, slow, workload=app)
     begun = time.monotonic()
     said = Said()
-    await build(docker, slow, said=said)
+    await build(docker, slow, said=said, workload=app)
     assert time.monotonic() - begun < 1
-    assert "Using cache" in said.of("platform")
+    assert said.of("platform").count("Using cache") == 1
+
+
+@pytest.mark.promise("U12")
+async def test_no_layer_comes_from_another_apps_cache_or_one_that_was_cleared(docker: DockerHands) -> None:
+    secret = f"RUN head -c 9 /dev/urandom | base64 | tee /secret; true {time.time_ns()}"
+    app = new_order().workload
+
+    async def made(**changes: Any) -> list[str]:
+        said = Said()
+        await build(docker, secret, "RUN cat /secret", said=said, **changes)
+        return said.of("stdout")
+
+    first = await made(workload=app)
+    assert len(first) == 2
+    assert await made(workload=app) == []
+    for changes in ({}, {"workload": app, "cache": f"{app}.1"}, {"workload": app, "cache": None}):
+        assert not set(await made(**changes)) & set(first)
+    # Nor does who names another's cache by himself: his own is named before.
+    said = Said()
+    await build(docker, f"ARG BERTH_CACHE={app}.0", secret, "RUN cat /secret", said=said)
+    assert said.of("stdout")
+    assert not set(said.of("stdout")) & set(first)
+
+
+async def test_the_mark_of_a_cache_is_not_in_the_way(docker: DockerHands) -> None:
+    text = (
+        f"ARG base={BASE}\nFROM \\\n  $base AS one\nRUN echo one\nfrom one AS two\nRUN echo two\n"
+        "FROM scratch\nCOPY --from=two /etc/hostname /\nCOPY Dockerfile /"
+    )
+    said = Said()
+    image = await docker.builder.build(
+        new_order(), context({"Dockerfile": text}), "./Dockerfile", (BASE,), said
+    )
+    steps = [text.partition(" :")[0] for text in said.of("platform") if text.startswith("Step")]
+    assert steps == [f"Step {number}/8" for number in range(1, 9)]
+    assert said.of("stdout") == ["one", "two"]
+    assert not any("BERTH_CACHE" in text for _, text in said.lines)
+    found = await docker.api.call("GET", f"/images/{image.id}/json")
+    assert not any("BERTH_CACHE" in variable for variable in found["Config"]["Env"] or ())
 
 
 async def test_an_app_cannot_be_built_on_anothers_image(docker: DockerHands) -> None:

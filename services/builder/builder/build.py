@@ -7,6 +7,7 @@ lease that is lost stops everything at once. Run by the service's loops, one per
 import asyncio
 import contextlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -15,11 +16,14 @@ from contracts.errors import BerthError, InvalidInput, TooLarge, Unavailable
 from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, GitSource
 from runtime.runtime import Runtime
 
-from builder import context, recipe, repository
+from builder import classic, context, lifecycle, recipe, repository
 from builder.build_log import LeaseLost, LogWriter
+from builder.buildpacks import Classic
+from builder.cnb import Lifecycle
 from builder.given import Given, opened
 from builder.hints import hint_for
 from builder.image_builder import ImageBuilder, Order, StepFailed
+from builder.material import Material, Product
 from builder.queue import ATTEMPTS, Claimed, Queue
 from builder.settings import MIB, BuilderSettings
 from builder.upload import download
@@ -28,6 +32,8 @@ log = structlog.get_logger("builder.build")
 
 _PATIENCE = 1.0
 _GIVE_BACK_SECONDS = 5
+# Of an image that is made for no particular user.
+_SOMEBODY = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +178,8 @@ class Builds:
             organization=request.organization,
             memory_mb=max(request.limits.memory_mb, self.settings.memory_mb),
             cpu_millis=max(request.limits.cpu_millis, self.settings.cpu_millis),
+            disk_mb=max(request.limits.disk_mb, self.settings.disk_mb),
+            cache=None if request.cache is None else f"{request.workload}.{request.cache}",
         )
         given = opened(request, self.runtime.settings.seal_key_of("variables"))
         writer.hide(given.mask())
@@ -214,16 +222,35 @@ class Builds:
             await writer.write("recipe", "platform", line)
 
         chosen = given.into(chosen, found.source)
-        await asyncio.to_thread(context.write, archive, limits, found, chosen, packed)
-        image = await self.images.build(
-            order,
-            packed,
-            chosen.dockerfile,
-            chosen.bases,
-            writer.of("build"),
-            target=chosen.target,
-            arguments=chosen.arguments,
-        )
+        processes = chosen.processes
+        if chosen.by is not None:
+            material = Material(
+                images=self.images,
+                order=order,
+                source=archive,
+                limits=limits,
+                limits_of_git=self.settings.source_limits(links=True),
+                survey=found,
+                variables={**given.plain, **given.secrets},
+                commit=commit,
+                uid=request.uid or _SOMEBODY,
+                ca_bundle=self.ca_bundle,
+                allow_private=self.settings.allow_private_git,
+                say=writer.of,
+            )
+            product = await _made(chosen.by, material, processes)
+            image, processes = product.image, product.processes
+        else:
+            await asyncio.to_thread(context.write, archive, limits, found, chosen, packed)
+            image = await self.images.build(
+                order,
+                packed,
+                chosen.dockerfile,
+                chosen.bases,
+                writer.of("build"),
+                target=chosen.target,
+                arguments=chosen.arguments,
+            )
 
         published = await self.images.publish(order, image, writer.of("image"))
         await writer.write(
@@ -234,7 +261,7 @@ class Builds:
             digest=published.digest,
             size_bytes=image.size_bytes,
             recipe=chosen.name,
-            processes=dict(chosen.processes),
+            processes=dict(processes),
             port=image.ports[0] if len(image.ports) == 1 else None,
             commit=commit,
         )
@@ -254,6 +281,12 @@ class Builds:
         await writer.write("source", "platform", f"Taking the upload {source.source}.")
         await download(self.runtime.bus, source, archive)
         return None
+
+
+async def _made(by: Classic | Lifecycle, material: Material, processes: Mapping[str, str]) -> Product:
+    if isinstance(by, Classic):
+        return await classic.make(by, material)
+    return await lifecycle.make(by, material, processes)
 
 
 def _say_why(helping: list[asyncio.Task[None]]) -> None:

@@ -11,7 +11,7 @@ from builder.image_builder import Stream
 
 # The engine's classic builder paints what a step writes to stderr.
 _RED, _PLAIN = "\x1b[91m", "\x1b[0m"
-_STEP = re.compile(r"^Step \d+/\d+ : (.*)$")
+_STEP = re.compile(r"^Step (\d+)/(\d+) : (.*)$")
 _CONTAINER = re.compile(r"^ ---> Running in ([0-9a-f]{12})$")
 _LAYER = re.compile(r"^ ---> ([0-9a-f]{12})$")
 _CHATTER = re.compile(r"^( ---> |Removing intermediate container |Successfully (built|tagged) )")
@@ -24,7 +24,12 @@ Lines = tuple[Stream, str]
 
 
 class BuildOutput:
-    def __init__(self) -> None:
+    def __init__(self, mark: str | None = None, marks: int = 0) -> None:
+        """`mark`: an instruction of the platform's own that stands in the Dockerfile so many times, and of
+        which nothing is said."""
+        self._mark, self._marks = mark, marks
+        self._passed = 0
+        self._unsaid = False
         self.image: str | None = None
         # Of an image that was pushed.
         self.digest: str | None = None
@@ -106,12 +111,17 @@ class BuildOutput:
         if container is not None:
             self.container = container[1]
         if step is not None:
-            self.instruction = step[1]
-            yield "platform", text
+            self.instruction = step[3]
+            self._unsaid = step[3] == self._mark
+            self._passed += self._unsaid
+            if not self._unsaid:
+                place, count = int(step[1]) - self._passed, int(step[2]) - self._marks
+                yield "platform", f"Step {place}/{count} : {step[3]}"
         elif layer is not None and stream == "stdout":
             self.layers.add(layer[1])
         elif text == " ---> Using cache":
-            yield "platform", "Using cache"
+            if not self._unsaid:
+                yield "platform", "Using cache"
         elif self._worth_a_line(stream, text):
             yield stream, text
 

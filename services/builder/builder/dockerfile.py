@@ -28,19 +28,30 @@ def bases(text: str, chosen: Mapping[str, str] | None = None) -> tuple[str, ...]
     return _references(_instructions(text), chosen or {})
 
 
+def marked(text: str, mark: str) -> tuple[str, int]:
+    """With `mark` as the first instruction of every stage, and how many there are."""
+    lines = text.split("\n")
+    begins = [end for _, end, name, _ in _instructions(text) if name == "FROM"]
+    for end in reversed(begins):
+        if lines[end - 1].rstrip().endswith("\\"):
+            raise _wrong(end, "ends with a backslash; take it away")
+        lines.insert(end, mark)
+    return "\n".join(lines), len(begins)
+
+
 def triggers(lines: Iterable[str]) -> tuple[str, ...]:
     """The same of the ONBUILD instructions of a base image, which run as if they stood in the Dockerfile."""
-    return _references(((0, *_split(line)) for line in lines), {})
+    return _references(((0, 0, *_split(line)) for line in lines), {})
 
 
 def _references(
-    instructions: Iterable[tuple[int, str, str]], chosen: Mapping[str, str]
+    instructions: Iterable[tuple[int, int, str, str]], chosen: Mapping[str, str]
 ) -> tuple[str, ...]:
     found: dict[str, None] = {}
     stages: list[str] = []
     current: str | None = None
     arguments: dict[str, str] = {}
-    for number, name, rest in instructions:
+    for number, _, name, rest in instructions:
         match name:
             case "ARG" if current is None:
                 arguments |= _arguments(rest, arguments, chosen)
@@ -63,8 +74,8 @@ def _references(
     return tuple(found)
 
 
-def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
-    """(line number, instruction in capitals, the rest), continued lines joined, comments left out."""
+def _instructions(text: str) -> Iterator[tuple[int, int, str, str]]:
+    """(number of its first line, of its last, instruction in capitals, the rest), continued lines joined, comments left out."""
     begun, joined, ambiguous = 0, "", False
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         escape = _ESCAPE.match(line)
@@ -78,16 +89,17 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
             ambiguous = ambiguous or (comment and begun > 0 and not line.startswith("#"))
             continue
         begun = begun or number
-        end = line.rstrip()
+        # What else is blank makes the backslash before it a plain one.
+        end = line.removesuffix("\r").rstrip(" \t")
         if end.endswith("\\"):
             joined += end.removesuffix("\\")
             # So does whether two backslashes continue it.
             ambiguous = ambiguous or end.endswith("\\\\")
             continue
-        yield (begun, *_split(joined + line))
+        yield (begun, number, *_split(joined + line))
         begun, joined, ambiguous = 0, "", False
     if joined.strip():
-        yield (begun, *_split(joined))
+        yield (begun, number, *_split(joined))
 
 
 def _split(line: str) -> tuple[str, str]:

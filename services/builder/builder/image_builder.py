@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, Literal, Protocol
 
+from contracts.credentials import DeployKey, GitToken, RegistryLogin
+from contracts.git_address import GitAddress
+from contracts.image_reference import ImageReference
+
 Step = Literal["source", "recipe", "build", "image"]
 Stream = Literal["stdout", "stderr", "platform"]
 # One line of output. Waiting for it slows down who speaks too fast.
@@ -46,12 +50,30 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Checked: `address` is what the host's name stood for when it was found to be no private one."""
+    """Checked: `address` is what the host's name stood for when it was found to be no private one, and
+    `credential` one that is meant for this host."""
 
-    url: str
-    host: str
+    git: GitAddress
     address: str
     ref: str | None
+    credential: GitToken | DeployKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submodule:
+    """`url` as the repository has it: not looked at, and perhaps only meant beside its own."""
+
+    path: str
+    commit: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    commit: str
+    author: str
+    message: str
+    submodules: tuple[Submodule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +118,8 @@ class FoundImage:
 class Setup:
     """A program of an image that makes an app, and how it runs; `user` is a user's and a group's number.
 
-    `cache` names the app's own store, which is at `/cache` and there again in its next build; none: nothing
-    is kept.
+    `cache` is the kind of what is at `/cache`: there again in the next build that has the order's cache, and
+    for no other. Without one, or without the order's, nothing is kept.
     """
 
     image: FoundImage
@@ -125,8 +147,14 @@ class Workshop(Protocol):
 
 
 class ImageBuilder(Protocol):
-    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> str:
-        """Writes the tree as a plain tar; the commit it belongs to."""
+    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> Fetched:
+        """Writes the tree as a plain tar, without what is in its submodules."""
+        ...
+
+    async def pull(
+        self, order: Order, reference: ImageReference, login: RegistryLogin | None, say: Say
+    ) -> BuiltImage:
+        """An image of somebody else's, as the registry has it now for this log-in."""
         ...
 
     async def build(

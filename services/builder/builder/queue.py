@@ -26,7 +26,6 @@ from sqlalchemy.orm import aliased
 
 from builder import build_log, turns
 from builder.build_log import LeaseLost
-from builder.image_builder import Step
 from builder.tables import BuildRow
 
 log = structlog.get_logger("builder.queue")
@@ -272,7 +271,7 @@ async def _standing(tx: Tx) -> tuple[dict[str, int], list[turns.Waiting]]:
     """How many run of each organization, and all that could be begun now."""
     leased = and_(BuildRow.lease_until.is_not(None), BuildRow.lease_until >= func.now())
     running = await tx.execute(
-        select(BuildRow.organization, func.count().label("count"))
+        select(BuildRow.organization, func.count().label("running"))
         .where(_IS_OPEN, leased, BuildRow.lease_holder.is_not(None))
         .group_by(BuildRow.organization)
     )
@@ -281,8 +280,8 @@ async def _standing(tx: Tx) -> tuple[dict[str, int], list[turns.Waiting]]:
             _IS_OPEN, or_(BuildRow.lease_until.is_(None), BuildRow.lease_until < func.now())
         )
     )
-    counts = {one.organization: one.count for one in running}
-    return counts, [turns.Waiting(*one) for one in waiting]
+    counts = {one.organization: one.running for one in running}
+    return counts, [turns.Waiting(one.id, one.organization, one.preview, one.queued_at) for one in waiting]
 
 
 async def _served(tx: Tx, waiting: list[turns.Waiting]) -> dict[str, datetime]:
@@ -297,8 +296,8 @@ async def _served(tx: Tx, waiting: list[turns.Waiting]) -> dict[str, datetime]:
         .correlate(asked)
         .scalar_subquery()
     )
-    found = await tx.execute(select(asked.c.organization, last))
-    return {organization: at for organization, at in found if at is not None}
+    found = await tx.execute(select(asked.c.organization, last.label("at")))
+    return {one.organization: one.at for one in found if one.at is not None}
 
 
 def _shown(row: BuildRow, place: int | None) -> OpenBuild:
@@ -320,7 +319,7 @@ def _shown(row: BuildRow, place: int | None) -> OpenBuild:
     )
 
 
-def _last_words(result: BuildResult) -> tuple[Step, str]:
+def _last_words(result: BuildResult) -> tuple[str, str]:
     if isinstance(result, BuildSucceeded):
         return "image", "Built."
     if isinstance(result, BuildCancelled):

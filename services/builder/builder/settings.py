@@ -35,6 +35,9 @@ class BuilderSettings(BaseSettings):
     )
     memory_mb: int = Field(2048, ge=64, description="Memory of a build whose plan has less")
     cpu_millis: int = Field(2000, ge=100, description="CPU of a build whose plan has less")
+    disk_mb: int = Field(
+        8192, ge=64, description="Disk of a build whose plan has less, all its steps together"
+    )
     pids: int = Field(1024, ge=64, description="Processes of a build whose plan has fewer")
     source_files: int = Field(50_000, ge=1, description="Most files and folders of a source")
     source_mb: int = Field(1024, ge=1, description="Largest source, unpacked")
