@@ -129,8 +129,19 @@ async def test_an_app_that_cannot_be(here: World, customer: Customer, change: di
         "ext::sh -c id",
         "ext::https://git.example.org/a/b",
         "http://git.example.org/a/b",
-        "ssh://git@git.example.org/a/b",
-        "git@git.example.org:a/b.git",
+        "ssh://git:secret@git.example.org/a/b",
+        "ssh://-oProxyCommand=id/a/b",
+        "ssh://git@-oProxyCommand=id/a/b",
+        "ssh://-l@git.example.org/a/b",
+        "ssh://git@git.example.org",
+        "ssh://git@git.example.org/`id`",
+        "ssh://git@git.example.org/a'b",
+        "ssh://git@10.0.0.1/a/b",
+        "git@10.0.0.1:a/b.git",
+        "git@inside.example.org:a/b.git",
+        "git@git.example.org:-a/b.git",
+        "git@-oProxyCommand=id:a/b.git",
+        "git.example.org:a/b.git",
         "git://git.example.org/a/b",
         "ftp://git.example.org/a/b",
         "/srv/repository",
@@ -189,7 +200,7 @@ async def test_a_git_url_that_is(here: World, customer: Customer) -> None:
     for number, url in enumerate((GIT, "https://93.184.216.34/a/b.git", "https://git.example.org:8443/~a/b")):
         app = await customer.create(f"from-git-{number}", git={"url": url, "ref": "feature/x.y"})
         view = await customer.call("GET", f"/api/paas/apps/{app}")
-        assert view["git"] == {"kind": "git", "url": url, "ref": "feature/x.y"}
+        assert view["git"] == {"kind": "git", "url": url, "ref": "feature/x.y", "submodules": False}
 
 
 async def test_a_name_service_that_is_away_is_no_fault_of_the_customer(

@@ -290,7 +290,7 @@ async def test_what_to_deploy(here: World, customer: Customer) -> None:
         await deploy(source=new_id("src"))
     other = await customer.create("other-choice", git={"url": url})
     answer = await customer.call("POST", f"/api/paas/apps/{other}/deploy")
-    assert answer["source"] == {"kind": "git", "url": url, "ref": None}
+    assert answer["source"] == {"kind": "git", "url": url, "ref": None, "submodules": False}
 
 
 async def test_history_comes_in_pages(here: World, customer: Customer) -> None:

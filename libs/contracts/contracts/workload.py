@@ -217,6 +217,10 @@ class BuildSettings(Model):
     target: str | None = None
     arguments: dict[str, str] = {}
     runtime: str | None = None
+    # Classic buildpacks, by name or repository, in the order they run.
+    buildpacks: tuple[str, ...] = ()
+    # A builder image of Cloud Native Buildpacks.
+    builder: str | None = None
     install_command: str | None = None
     build_command: str | None = None
     start_command: str | None = None

@@ -1,8 +1,9 @@
 """Routes of apps: a customer's intent, taken down in one transaction with the word of it (I1)."""
 
-from contracts.api import AppDetail, AppList, CreateApp, OwnedAppList, Scale
+from contracts.api import AppDetail, AppList, ChooseKey, CreateApp, OwnedAppList, Scale
 from contracts.errors import Conflict, InvalidInput, Unavailable
 from contracts.events import AppCreated
+from contracts.git_address import parse
 from contracts.ids import new_id
 from contracts.queries import RegionInfo, RegionsWithRoom
 from contracts.workload import Process
@@ -11,7 +12,16 @@ from runtime.store import PLATFORM, Tx
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from gateway import accounts, git, pages, plans, wallets, workloads
+from gateway import (
+    accounts,
+    credentials,
+    deployments,
+    pages,
+    plans,
+    sources,
+    wallets,
+    workloads,
+)
 from gateway.desk import Desk
 from gateway.permissions import Administrator, Member, Speaker, for_member
 from gateway.tables import OrganizationRow, PlanRow, ProjectRow, WorkloadRow, violated
@@ -40,7 +50,12 @@ _LIST_ALL = pages.page(
 _ONE = pages.single(
     f"""json_build_object(
         {_VIEW}, 'port', w.port, 'health', w.health, 'limits', w.limits, 'processes', w.processes,
-        'git', w.git, 'build', w.build
+        'git', case when w.source ->> 'kind' = 'git' then w.source end, 'source', w.source,
+        'deploy_key', (select c.shown ->> 'public_key' from credential c
+                       where c.workload = w.id and c.purpose = 'git'),
+        'latest_deployment', (select d.id from deployment d where d.workload = w.id
+                              order by d.number desc limit 1),
+        'build', w.build
     )""",
     "from workload w where w.organization = scope.organization and w.id = %s and w.state <> 'deleted'",
 )
@@ -55,9 +70,10 @@ async def list_apps(request: Request, caller: Speaker) -> Response:
 
 @router.post("/paas/apps", status_code=201, response_model=AppDetail)
 async def create_app(new: CreateApp, caller: Member) -> Response:
-    """Nothing runs yet: POST …/deploy does that."""
+    """One that names where it comes from is deployed at once, unless its key was made just now and cannot be
+    known to the repository yet; any other by POST …/deploy."""
     desk = caller.desk
-    source = await git.checked(desk, new.git) if new.git else None
+    source = await sources.chosen(desk, new)
     region = await _region(desk, new.region)
     row = WorkloadRow(
         id=new_id("app"),
@@ -70,7 +86,7 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
         chosen_port=new.port,
         port=new.port or workloads.DEFAULT_PORT,
         health=new.health.check().model_dump(),
-        git=source.model_dump() if source else None,
+        source=source.model_dump() if source else None,
         build=new.build.settings().model_dump(),
         restarts=0,
         deployments=0,
@@ -92,6 +108,10 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
             row.project = await _default_project(tx, caller.organization)
             tx.add(row)
             tx.publish(AppCreated(spec=workloads.spec_of(row)))
+            await tx.flush()
+            ready = await _credentials(desk, tx, row, new)
+            if source is not None and new.deploy and ready:
+                await deployments.begin(desk, tx, row, source)
     except IntegrityError as error:
         if violated(error) != "workload_name_key":
             raise
@@ -194,6 +214,18 @@ async def _region(desk: Desk, chosen: str | None) -> str:
             available=available,
         )
     return chosen
+
+
+async def _credentials(desk: Desk, tx: Tx, row: WorkloadRow, new: CreateApp) -> bool:
+    """False: the app has a key that nobody knows yet."""
+    chosen = new.git_credential
+    if chosen is None and new.git is not None and parse(new.git.url).scheme == "ssh":
+        chosen = ChooseKey()
+    if chosen is not None:
+        await credentials.keep_git(desk, tx, row, chosen)
+    if new.registry_login is not None:
+        await credentials.keep_registry(desk, tx, row, new.registry_login)
+    return not isinstance(chosen, ChooseKey) or chosen.private_key is not None
 
 
 async def _default_project(tx: Tx, organization: str) -> str:

@@ -53,7 +53,8 @@ async def deployments_pending(desk: Desk, _: DeploymentsPending) -> PendingDeplo
             .limit(_PENDING)
         )
         waiting = found.all()
-        fitting = _fitting([both.WorkloadRow.variables for both in waiting])
+        large = [(both.WorkloadRow.variables, both.DeploymentRow.source.get("text")) for both in waiting]
+        fitting = _fitting([(sealed or "") + (dockerfile or "") for sealed, dockerfile in large])
         return PendingDeployments(
             requests=tuple(
                 [await requested(tx, both.WorkloadRow, both.DeploymentRow) for both in waiting[:fitting]]

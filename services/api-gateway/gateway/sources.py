@@ -1,4 +1,4 @@
-"""Uploaded sources: received, judged, and only then kept, in parts small enough for one message.
+"""What a deployment is made of, and uploads: received, judged, and only then kept, in parts for one message.
 
 Invariant: what is stored is a whole archive that was found harmless, or nothing. The bytes lie in a nameless
 temporary file until then, so a slow client holds no connection of the database, and a crash leaves nothing.
@@ -7,19 +7,22 @@ temporary file until then, so a slow client holds no connection of the database,
 import asyncio
 import hashlib
 import tempfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from contracts.api import SourceView
+from contracts import image_reference
+from contracts.api import CreateApp, Deploy, SourceView
 from contracts.archive import ArchiveLimits, ArchiveListing, inspect
 from contracts.errors import InvalidInput, NotFound, TooLarge, Unavailable
 from contracts.ids import new_id
 from contracts.queries import SourcePart, SourcePartOf
+from contracts.workload import DockerfileSource, GitSource, ImageSource, Source, UploadSource
 from fastapi import APIRouter, Request
-from runtime.store import PLATFORM, scoped
-from sqlalchemy import text
+from pydantic import TypeAdapter
+from runtime.store import PLATFORM, Tx, scoped
+from sqlalchemy import select, text
 from starlette.requests import ClientDisconnect
 
-from gateway import workloads
+from gateway import credentials, git, images, workloads
 from gateway.desk import Desk
 from gateway.permissions import Member
 from gateway.tables import SourceRow, WorkloadRow
@@ -31,8 +34,11 @@ _IN_MEMORY = 1024 * 1024
 _ARCHIVE = {
     "requestBody": {
         "required": True,
-        "description": "A tar.gz archive of the app's folder, as it is: `curl --data-binary @app.tar.gz`",
-        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "A tar.gz or zip of the app's folder, as it is: `curl --data-binary @app.tar.gz`",
+        "content": {
+            "application/gzip": {"schema": {"type": "string", "format": "binary"}},
+            "application/zip": {"schema": {"type": "string", "format": "binary"}},
+        },
     }
 }
 
@@ -42,6 +48,9 @@ _PART = scoped(
     'where scope.organization is not null and p.source = %s and p."index" = %s limit 1'
 )
 # The newest of each app stay, and whatever a deployment under way still needs.
+AnySource = GitSource | UploadSource | ImageSource | DockerfileSource
+_SOURCE: TypeAdapter[AnySource] = TypeAdapter(Source)
+
 _PRUNE = text(
     """
     delete from source where id in (
@@ -108,7 +117,7 @@ async def _receive(desk: Desk, request: Request, file: BinaryIO) -> tuple[str, i
     except OSError as error:
         raise Unavailable(f"there is no room to receive the archive: {error.strerror}") from error
     if not size:
-        raise InvalidInput("the body is empty; send a tar.gz archive of the app's folder")
+        raise InvalidInput("the body is empty; send a tar.gz or zip archive of the app's folder")
     return digest.hexdigest(), size
 
 
@@ -122,6 +131,51 @@ def _too_large(limit: int) -> TooLarge:
     return TooLarge(
         f"the archive has more than {limit} bytes; leave out what the build does not need", limit=limit
     )
+
+
+async def chosen(desk: Desk, wanted: CreateApp | Deploy, upload: str | None = None) -> AnySource | None:
+    """What the request names, where it names one; an upload is looked up by `of`. Outside of a transaction:
+    names are looked up."""
+    given = {"git": wanted.git, "image": wanted.image, "dockerfile": wanted.dockerfile, "source": upload}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise InvalidInput(f"choose one of {' and '.join(named)}, not both")
+    if wanted.git is not None:
+        return await git.checked(desk, wanted.git)
+    if wanted.image is not None:
+        image_reference.parse(wanted.image.reference)
+        return ImageSource(reference=wanted.image.reference)
+    if wanted.dockerfile is not None:
+        return DockerfileSource(text=wanted.dockerfile.text)
+    return None
+
+
+async def of(tx: Tx, row: WorkloadRow, upload: str | None) -> AnySource:
+    """What a deployment takes that names nothing but perhaps an upload."""
+    if upload is None and row.source is not None:
+        return read(row.source)
+    uploads = select(SourceRow).where(SourceRow.workload == row.id).order_by(SourceRow.id.desc())
+    if upload is not None:
+        uploads = uploads.where(SourceRow.id == upload)
+    found = await tx.one(uploads.limit(1))
+    if found is None and upload is not None:
+        raise InvalidInput("the app has no such source any more; upload it again", source=upload)
+    if found is None:
+        raise InvalidInput(
+            "there is nothing to deploy; upload a source with POST …/source, or name a Git repository"
+        )
+    return UploadSource(source=found.id, sha256=found.sha256, size=found.size)
+
+
+async def require_allowed(tx: Tx, row: WorkloadRow, source: AnySource) -> None:
+    if isinstance(source, ImageSource):
+        await images.require_custom(tx)
+    if isinstance(source, GitSource):
+        await credentials.require_key(tx, row, source)
+
+
+def read(kept: dict[str, Any]) -> AnySource:
+    return _SOURCE.validate_python(kept)
 
 
 async def part_of(desk: Desk, query: SourcePartOf) -> SourcePart:
