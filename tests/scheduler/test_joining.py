@@ -273,16 +273,16 @@ async def test_a_removed_node_is_cut_off_within_a_second(scheduler: Stage) -> No
         connected(scheduler, "j1", KEY) as (client, _),
         connected(scheduler, "j2", OTHER_KEY) as (bystander, _),
     ):
-            await client.publish("node.heartbeat.j1", heartbeat("j1").model_dump_json().encode())
-            await eventually(lambda: known(scheduler, "j1"), what="the node")
-            await scheduler.bus.bucket("desired").put(f"j1.{app}", b"{}")
-            began = time.monotonic()
-            removed = await scheduler.bus.ask(NodeRemoved(node="j1"))
-            await eventually(lambda: is_out(client), every=0.002, what="the end of its connection")
-            assert time.monotonic() - began < 1
-            assert removed.connections == 1
-            assert await turned_away(scheduler, "node-j1", KEY)
-            assert bystander.is_connected
+        await client.publish("node.heartbeat.j1", heartbeat("j1").model_dump_json().encode())
+        await eventually(lambda: known(scheduler, "j1"), what="the node")
+        await scheduler.bus.bucket("desired").put(f"j1.{app}", b"{}")
+        began = time.monotonic()
+        removed = await scheduler.bus.ask(NodeRemoved(node="j1"))
+        await eventually(lambda: is_out(client), every=0.002, what="the end of its connection")
+        assert time.monotonic() - began < 1
+        assert removed.connections == 1
+        assert await turned_away(scheduler, "node-j1", KEY)
+        assert bystander.is_connected
     assert await scheduler.bus.bucket("desired").get(f"j1.{app}") is None
     with pytest.raises(NotFound):
         await scheduler.bus.ask(NodeOf(node="j1"))

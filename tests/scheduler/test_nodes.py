@@ -4,8 +4,10 @@ from datetime import timedelta
 
 import pytest
 from contracts.events import AlertRaised, AppChanged, PlacementBlocked, PlacementDecided
+from contracts.ids import new_id
 from contracts.queries import RegionInfo, RegionsWithRoom
 from contracts.reports import NodeUsage
+from contracts.workload import Volume
 from runtime.store import PLATFORM
 from scheduler.departures import SETTLED, Departures
 from scheduler.nodes import Nodes, newest
@@ -119,14 +121,12 @@ async def test_a_silent_node_is_offline_after_90_seconds_and_takes_nothing_until
     ]
 
 
-async def test_what_is_bound_to_a_node_that_is_offline_stays_there(scheduler: Stage) -> None:
+async def test_what_has_its_volumes_on_a_node_that_is_offline_stays_there(scheduler: Stage) -> None:
     nodes = nodes_of(scheduler)
     await scheduler.joins("n1")
-    app = spec()
+    app = spec(volumes=(Volume(id=new_id("vol"), name="data", path="/data", size_mb=64),))
     await scheduler.harness.publish(AppChanged(spec=app))
     await scheduler.told("n1", app, slots=1)
-    async with scheduler.runtime.store.transaction(PLATFORM) as tx:
-        await tx.execute(text("update workload set bound = 'n1'"))
     await pass_time(scheduler, nodes, 100)
     event = await scheduler.harness.event(PlacementBlocked)
     assert event.reasons == {"n1": "offline, and the volumes are there"}

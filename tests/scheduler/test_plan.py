@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from contracts.workload import Process
+from contracts.ids import new_id
+from contracts.workload import Process, Volume
 from scheduler.fleet import ANY, NOTHING, Fleet, Needs, Node, Room
 from scheduler.plan import Plan, Put, make_plan, recheck
 from scheduler.reconcile import Demand, Placed, Removal
@@ -394,3 +395,37 @@ def test_of_many_nodes_a_customer_is_named_a_few() -> None:
     assert plan.blocked is not None
     assert len(plan.blocked) == 22
     assert plan.blocked["280 more nodes"] == "none of them takes it"
+
+
+# --- volumes -----------------------------------------------------------------------------------------
+
+
+def test_what_has_volumes_runs_on_one_node_and_stays_there() -> None:
+    fleet = Fleet([node("n1", capacity=Room(1000, 256, 4096)), node("n2")])
+    plan = make_plan(replace(demand(WEB, WEB2, WEB3), tied=True), (), fleet)
+    # The only one with room for all three together.
+    assert nodes_of(plan) == ["n2", "n2", "n2"]
+    assert plan.demand.bound == "n2"
+    more = replace(plan.demand, slots=tuple(("web", i) for i in range(9)))
+    placed = [Placed(put.slot, put.node, put.room) for put in plan.puts]
+    full = make_plan(more, placed, fleet)
+    assert set(full.slots.values()) == {"n2"}
+    assert full.blocked is not None
+    assert "memory short" in full.blocked["n2"]
+
+
+def test_what_gets_volumes_comes_together() -> None:
+    fleet = Fleet([node("n1"), node("n2")])
+    placed = [Placed(WEB, "n2", SMALL), Placed(WEB2, "n1", SMALL)]
+    plan = make_plan(replace(demand(WEB, WEB2), tied=True), placed, fleet)
+    assert nodes_of(plan) == ["n1", "n1"]
+    assert [(left.node, left.because) for left in plan.removals] == [("n2", "the volumes are on n1")]
+
+
+def test_volumes_count_as_disk() -> None:
+    volume = Volume(id=new_id("vol"), name="data", path="/data", size_mb=512)
+    wanted = Demand.of(spec(volumes=(volume,)), "n1")
+    assert wanted.room.disk_mb == Demand.of(spec()).room.disk_mb + 512
+    assert (wanted.tied, wanted.bound) == (True, "n1")
+    # Without volumes nothing holds it there any more.
+    assert Demand.of(spec(), "n1").bound is None

@@ -33,6 +33,9 @@ class Room(NamedTuple):
         cpu, memory, disk = self[0] - other[0], self[1] - other[1], self[2] - other[2]
         return Room(cpu if cpu > 0 else 0, memory if memory > 0 else 0, disk if disk > 0 else 0)
 
+    def times(self, number: int) -> "Room":
+        return Room(self[0] * number, self[1] * number, self[2] * number)
+
     def holds(self, other: "Room") -> bool:
         return other[0] <= self[0] and other[1] <= self[1] and other[2] <= self[2]
 

@@ -125,9 +125,10 @@ on conflict (node, workload) do update set
 _SETTLE = """
 update workload w set
     revision = t.revision, in_force = case when t.held then w.in_force else w.spec end, due_at = null,
-    failures = 0, blocked = t.blocked, blocked_returned = t.returned, told_generation = w.generation
-from unnest(%s::text[], %s::bigint[], %s::boolean[], %s::jsonb[], %s::bigint[])
-    as t(id, revision, held, blocked, returned)
+    failures = 0, blocked = t.blocked, blocked_returned = t.returned, told_generation = w.generation,
+    bound = t.bound
+from unnest(%s::text[], %s::bigint[], %s::boolean[], %s::jsonb[], %s::bigint[], %s::text[])
+    as t(id, revision, held, blocked, returned, bound)
 where w.id = t.id
 """
 
@@ -256,10 +257,11 @@ class Placing:
                 plan.held,
                 None if plan.blocked is None else Jsonb(dict(plan.blocked)),
                 None if plan.blocked is None else returned[plan.demand.region],
+                due.bound if plan.held else plan.demand.bound,
             )
             for due, plan in decided
         ]
-        await connection.execute(_SETTLE, _columns(settled, 5), prepare=True)
+        await connection.execute(_SETTLE, _columns(settled, 6), prepare=True)
         for due, plan in decided:
             self._tell(tx, due, plan)
         if told:

@@ -7,7 +7,7 @@ locked rows.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.feasible import obstacle, obstacles
 from scheduler.fleet import NOTHING, Fleet, Node, Room
@@ -64,6 +64,22 @@ class _Draft:
         self.homes: dict[str, int] = {}
         # What has not quite left, and may come back to its own room.
         self.back: Sequence[Placed] = ()
+        if demand.tied and demand.bound is None:
+            self._bind()
+
+    def _bind(self) -> None:
+        """All instances share the volumes: one node is chosen for them together."""
+        demand = self.demand
+        there = sorted(here.node for here in self.placed if not here.leaving)
+        if there:
+            self.demand = replace(demand, bound=there[0])
+        elif demand.slots:
+            together = replace(demand, room=demand.room.times(len(demand.slots)))
+            node = choose(self.fleet, together, demand.slots[0], {}) or choose(
+                self.fleet, demand, demand.slots[0], {}
+            )
+            if node is not None:
+                self.demand = replace(demand, bound=node.name)
 
     def plan(self) -> Plan:
         demand = self.demand

@@ -28,7 +28,8 @@ class Demand:
     # Over as many nodes as there are, rather than together; and never two on one node.
     spread: bool = False
     apart: bool = False
-    # The node that has its volumes: it runs there or not at all.
+    # It has volumes: all of it runs on one node; once they are there, on that one or not at all.
+    tied: bool = False
     bound: str | None = None
 
     @classmethod
@@ -39,17 +40,22 @@ class Demand:
             else ()
         )
         wanted = spec.needs
+        room = Room.of(spec.limits)
+        if spec.volumes:
+            # Every instance counts them: too much is reserved for several, never too little for one.
+            room = room._replace(disk_mb=room.disk_mb + sum(volume.size_mb for volume in spec.volumes))
         needs = Needs(frozenset(wanted.labels.items()), wanted.runtime, wanted.architecture)
         return cls(
             spec.id,
             spec.region,
             spec.state,
-            Room.of(spec.limits),
+            room,
             slots,
             ANY if needs == ANY else needs,
             wanted.spread,
             wanted.apart,
-            bound,
+            bool(spec.volumes),
+            bound if spec.volumes else None,
         )
 
 
