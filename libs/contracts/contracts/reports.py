@@ -6,7 +6,7 @@ they count from, so a lost, doubled or late report changes nothing.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from contracts.ids import AppId, BuildId, DeploymentId, InstanceId, JobId, NodeName, OrganizationId
 from contracts.jobs import JobLine
@@ -70,7 +70,7 @@ class LogLine(Model):
     """One line of a build: `sequence` counts from 1 without a gap within the deployment."""
 
     sequence: Annotated[int, Field(ge=1)]
-    at: Moment
+    at: AwareDatetime
     stream: Literal["stdout", "stderr", "platform"]
     step: str
     text: str

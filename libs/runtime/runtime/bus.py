@@ -40,6 +40,7 @@ log = structlog.get_logger("runtime.bus")
 
 A = TypeVar("A", bound=Model)
 R = TypeVar("R", bound=Report)
+T = TypeVar("T")
 
 TRACE_HEADER = "Berth-Trace"
 _ID = "Nats-Msg-Id"
@@ -219,10 +220,12 @@ class Bus:
 
     # --- reports and queries -------------------------------------------------------------------------
 
-    async def report(self, report: Report) -> None:
-        """Never waits for anybody; without a connection the report is simply not made."""
+    async def report(self, report: Report, text: bytes | None = None) -> None:
+        """Never waits for anybody; without a connection the report is simply not made. `text`: the whole of
+        it in JSON, from one who has it already."""
         if self.connected:
-            await self.client.publish(report.subject(), report.model_dump_json().encode())
+            payload = report.model_dump_json().encode() if text is None else text
+            await self.client.publish(report.subject(), payload)
 
     async def ask(self, query: Query[A], timeout: float = 5.0) -> A:
         carrier = self._telemetry.carrier()
@@ -315,16 +318,22 @@ class Bus:
             await self.client.flush()
 
     @asynccontextmanager
-    async def subscribe(
-        self, report: type[R], token: str, waiting: int = 10_000
-    ) -> AsyncIterator[asyncio.Queue[R]]:
+    async def subscribe(self, report: type[R], token: str) -> AsyncIterator[asyncio.Queue[R]]:
         """Every report of one token, for this reader alone. One who does not keep up loses the oldest."""
-        queue: asyncio.Queue[R] = asyncio.Queue(maxsize=waiting)
+        async with self.subscribe_as(report.model_validate_json, report, token) as queue:
+            yield queue
+
+    @asynccontextmanager
+    async def subscribe_as(
+        self, read: Callable[[bytes], T], report: type[Report], token: str, waiting: int = 10_000
+    ) -> AsyncIterator[asyncio.Queue[T]]:
+        """The same, of what `read` makes of each, with so many waiting at most."""
+        queue: asyncio.Queue[T] = asyncio.Queue(maxsize=waiting)
 
         async def take(message: Any) -> None:
             if queue.full():
                 queue.get_nowait()
-            queue.put_nowait(report.model_validate_json(message.data))
+            queue.put_nowait(read(message.data))
 
         subscription = await self.client.subscribe(f"{report.name}.{token}", cb=take)
         try:

@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
+import orjson
 from contracts.api import LogPage
 from contracts.errors import InvalidInput, NotFound, Unavailable
 from contracts.queries import BuildLogAfter, BuildLogPage
@@ -37,6 +38,10 @@ _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|
 RELEASE = "release"
 After = Annotated[int, Query(ge=0, lt=2**31)]
 Ansi = Annotated[bool, Query(description="Leave colours and other escape sequences of terminals in")]
+
+# With their sequences, in JSON.
+Lines = list[tuple[int, bytes]]
+
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -91,20 +96,22 @@ class Tail:
         self._deployment = deployment
         self._last = start
         # Live lines from beyond a gap.
-        self._ahead: dict[int, LogLine] = {}
+        self._ahead: dict[int, bytes] = {}
 
     async def events(self) -> AsyncIterator[bytes]:
         yield b"retry: 1000\n\n"
         try:
             # Subscribed before the stored lines are read: what is written in between comes both ways.
-            async with self._desk.bus.subscribe(BuildLog, self._deployment, _WAITING) as live:
+            async with self._desk.bus.subscribe_as(
+                self._reported, BuildLog, self._deployment, _WAITING
+            ) as live:
                 async for event in self._follow(live):
                     yield event
         except (Unavailable, NatsError):
             # The client comes again by itself, and finds every line where it left off.
             yield _event("reconnect")
 
-    async def _follow(self, live: "asyncio.Queue[BuildLog]") -> AsyncIterator[bytes]:
+    async def _follow(self, live: "asyncio.Queue[Lines]") -> AsyncIterator[bytes]:
         clock = self._desk.clock
         end = clock.monotonic() + self._desk.settings.stream_seconds
         told, said_at, read_at = "", clock.monotonic(), -_READ
@@ -119,7 +126,7 @@ class Tail:
                 try:
                     async for lines in self._stored():
                         said_at = clock.monotonic()
-                        yield self._said(lines)
+                        yield _logged(lines)
                     complete = True
                 except Unavailable:
                     yield b": the stored log cannot be read now\n\n"
@@ -137,17 +144,18 @@ class Tail:
                 yield b": still here\n\n"
             async for lines in self._live(live, clock.monotonic() + _LOOK):
                 said_at = read_at = clock.monotonic()
-                yield self._said(lines)
+                yield _logged(lines)
 
-    async def _stored(self) -> AsyncIterator[list[LogLine]]:
+    async def _stored(self) -> AsyncIterator[Lines]:
         while True:
             page = await _page(self._desk, self._organization, self._deployment, self._last)
-            if lines := self._joined(page.lines):
+            shown = page.lines if self._ansi else _plain(page.lines)
+            if lines := self._joined((line.sequence, line.model_dump_json().encode()) for line in shown):
                 yield lines
             if page.finished or not page.lines:
                 return
 
-    async def _live(self, live: "asyncio.Queue[BuildLog]", until: float) -> AsyncIterator[list[LogLine]]:
+    async def _live(self, live: "asyncio.Queue[Lines]", until: float) -> AsyncIterator[Lines]:
         """Lines as they come; ends at a gap, when it is time to look around, and at a shutdown."""
         while not self._desk.closing.is_set():
             try:
@@ -155,32 +163,34 @@ class Tail:
                     report = await live.get()
             except TimeoutError:
                 return
-            if lines := self._joined(report.lines):
+            if lines := self._joined(report):
                 yield lines
             if self._ahead:
                 return
 
-    def _joined(self, lines: Iterable[LogLine]) -> list[LogLine]:
+    def _reported(self, report: bytes) -> Lines:
+        """Past the models: they take longer for each of many lines than all the rest of it."""
+        lines = orjson.loads(report)["lines"]
+        if not self._ansi and rb"\u001b" in report:
+            for line in lines:
+                line["text"] = _ESCAPE.sub("", line["text"])
+        return [(line["sequence"], orjson.dumps(line)) for line in lines]
+
+    def _joined(self, lines: Iterable[tuple[int, bytes]]) -> Lines:
         """What may be said now that these are here: every sequence once, and in order."""
         said = []
-        for line in lines:
-            if line.sequence == self._last + 1:
-                self._last = line.sequence
-                said.append(line)
-            elif line.sequence > self._last:
-                self._ahead[line.sequence] = line
+        for sequence, line in lines:
+            if sequence == self._last + 1:
+                self._last = sequence
+                said.append((sequence, line))
+            elif sequence > self._last:
+                self._ahead[sequence] = line
         while (following := self._ahead.pop(self._last + 1, None)) is not None:
-            self._last = following.sequence
-            said.append(following)
+            self._last += 1
+            said.append((self._last, following))
         for passed in [sequence for sequence in self._ahead if sequence <= self._last]:
             del self._ahead[passed]
         return said
-
-    def _said(self, lines: Iterable[LogLine]) -> bytes:
-        shown = lines if self._ansi else _plain(lines)
-        return "".join(
-            f"id: {line.sequence}\nevent: log\ndata: {line.model_dump_json()}\n\n" for line in shown
-        ).encode()
 
 
 async def _page(desk: Desk, organization: str, deployment: str, after: int) -> BuildLogPage:
@@ -212,6 +222,10 @@ def _place(text: str) -> int:
     if text.isdecimal() and len(text) < 10:
         return int(text)
     raise InvalidInput("a place in a log is the sequence of a line", place=text[:40])
+
+
+def _logged(lines: Lines) -> bytes:
+    return b"".join([b"id: %d\nevent: log\ndata: %b\n\n" % line for line in lines])
 
 
 def _plain(lines: Iterable[LogLine]) -> Iterable[LogLine]:

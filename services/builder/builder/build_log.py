@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Sequence
+from json.encoder import encode_basestring
 
 from contracts.errors import Unavailable
 from contracts.queries import BuildLogAfter, BuildLogPage
@@ -29,14 +30,15 @@ _BATCH_BYTES = 200_000
 _PAGE_BYTES = 600_000
 # Who writes faster than we store waits.
 _MOST_WAITING = 2_000_000
-# What is said of a line beside its text, about.
-_AROUND_A_LINE = 100
 _TAIL = 40
 # What a terminal would not show; colours begin with an escape, and stay.
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
 
 _LINES: TypeAdapter[tuple[LogLine, ...]] = TypeAdapter(tuple[LogLine, ...])
 _OPEN = ("queued", "building")
+
+# Lines with their sequences, in JSON.
+Batch = list[tuple[int, bytes]]
 
 
 class LeaseLost(Exception):
@@ -57,7 +59,8 @@ class LogWriter:
         self._sequence = build.log_sequence
         self._full = build.log_bytes > largest
         self._mask = Mask()
-        self._waiting: deque[LogLine] = deque()
+        # Each with its sequence, as it is stored and reported: fifty thousand may come in a second.
+        self._waiting: deque[tuple[int, bytes]] = deque()
         self._waiting_size = 0
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
@@ -106,13 +109,13 @@ class LogWriter:
         self._append(step, stream, lines)
 
     def _append(self, step: Step, stream: Stream, lines: Sequence[str]) -> None:
-        now = self._runtime.clock.now()
-        for text in lines:
-            self._sequence += 1
-            self._waiting.append(
-                LogLine(sequence=self._sequence, at=now, stream=stream, step=step, text=text)
-            )
-            self._waiting_size += _size(text)
+        at = self._runtime.clock.now().isoformat().replace("+00:00", "Z")
+        about = f'"at":"{at}","stream":"{stream}","step":"{step}","text":'
+        for number, text in enumerate(lines, self._sequence + 1):
+            line = f'{{"sequence":{number},{about}{encode_basestring(text)}}}'.encode(errors="replace")
+            self._waiting.append((number, line))
+            self._waiting_size += len(line)
+        self._sequence += len(lines)
         self._arrived.set()
 
     async def run(self) -> None:
@@ -133,17 +136,21 @@ class LogWriter:
                 batch = _batch(self._waiting)
                 async with self._runtime.store.transaction(PLATFORM) as tx:
                     stored = await self._store(tx, batch)
-                while self._waiting and self._waiting[0].sequence <= stored:
-                    self._waiting_size -= _size(self._waiting.popleft().text)
+                while self._waiting and self._waiting[0][0] <= stored:
+                    self._waiting_size -= len(self._waiting.popleft()[1])
                 if self._waiting_size < _MOST_WAITING // 2:
                     self._room.set()
-                await self._runtime.bus.report(
-                    BuildLog(build=self._build, deployment=self._deployment, lines=batch)
-                )
+                await self._report(batch)
 
-    async def _store(self, tx: Tx, batch: tuple[LogLine, ...]) -> int:
+    async def _report(self, batch: Batch) -> None:
+        envelope = BuildLog(build=self._build, deployment=self._deployment, lines=())
+        text = envelope.model_dump_json().encode()
+        assert text.endswith(b'"lines":[]}')
+        await self._runtime.bus.report(envelope, text[: -len(b"[]}")] + _joined(batch) + b"}")
+
+    async def _store(self, tx: Tx, batch: Batch) -> int:
         """Moves the end of the log on, which only the holder can, and only from where it is."""
-        first, last = batch[0].sequence, batch[-1].sequence
+        first, last = batch[0][0], batch[-1][0]
         moved = await tx.execute(
             update(BuildRow)
             .where(
@@ -167,27 +174,25 @@ class LogWriter:
                 first=first,
                 last=last,
                 organization=self._organization,
-                lines=_LINES.dump_json(batch),
+                lines=_joined(batch),
             )
         )
         return last
 
 
-def _batch(waiting: deque[LogLine]) -> tuple[LogLine, ...]:
-    batch: list[LogLine] = []
+def _batch(waiting: deque[tuple[int, bytes]]) -> Batch:
+    batch: Batch = []
     size = 0
     for line in waiting:
-        size += _size(line.text)
+        size += len(line[1])
         if batch and size > _BATCH_BYTES:
             break
         batch.append(line)
-    return tuple(batch)
+    return batch
 
 
-def _size(text: str) -> int:
-    """Of a line with this text, in JSON."""
-    escaped = 5 * text.count("\x1b") + text.count('"') + text.count("\\") + text.count("\t")
-    return len(text.encode()) + escaped + _AROUND_A_LINE
+def _joined(batch: Batch) -> bytes:
+    return b"[" + b",".join(line for _, line in batch) + b"]"
 
 
 def append(tx: Tx, row: BuildRow, line: LogLine) -> None:
@@ -244,7 +249,7 @@ def _fitting(lines: list[LogLine]) -> list[LogLine]:
     """Those in front that fit into one message; the sizes in Postgres are bounds of whole chunks only."""
     size = 0
     for number, line in enumerate(lines):
-        size += _size(line.text)
+        size += len(line.model_dump_json())
         if number and size > _PAGE_BYTES:
             return lines[:number]
     return lines
