@@ -33,6 +33,7 @@ BODIES: dict[str, Any] = {
     "/api/paas/apps/{app}/cron": {"name": "theirs", "schedule": "* * * * *", "command": "true"},
     "/api/paas/apps/{app}/cron/{cron}": {"active": False},
     "/api/paas/apps/{app}/variables": {"INTRUDER": "was here"},
+    "/api/paas/apps/{app}/plan": {"plan": "medium"},
     "/api/paas/apps/{app}/volumes": {"name": "intruder", "path": "/intruder", "size_mb": 16},
     "/api/paas/apps/{app}/volumes/{volume}": {"size_mb": 32},
     "/api/organizations": {"name": "Another"},
@@ -48,6 +49,9 @@ BODIES: dict[str, Any] = {
         "monthly": "0",
     },
     "/api/admin/paas/plans/{name}": {"title": "Theirs"},
+    "/api/admin/paas/runtimes": {"type": "node", "version": "1", "image": "node:1"},
+    "/api/admin/paas/runtimes/{name}": {"active": False},
+    "/api/paas/apps/{app}/build": {"runtime": "static"},
     "/api/admin/builds/cache": {"enabled": False},
     "/api/admin/paas/custom-images": {"enabled": False},
     "/api/paas/apps/{app}/credentials/git": {"kind": "key"},
@@ -207,6 +211,9 @@ def test_only_these_routes_are_open_to_anyone() -> None:
     } == {
         "POST /api/auth/register",
         "POST /api/auth/login",
+        "POST /api/nodes/join",
+        "GET /install/node.sh",
+        "GET /install/node.tar.gz",
     }
 
 

@@ -339,12 +339,22 @@ class ChooseBuild(Strict):
 
 
 class ChooseHealth(Strict):
-    kind: Literal["tcp", "http"] = "tcp"
+    kind: Literal["tcp", "http", "command"] = "tcp"
+    # For a check by command: a program and its arguments, run inside the instance. No shell reads them.
+    command: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=1000)], ...], Field(max_length=50)
+    ] = ()
     path: Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,500}$")] = "/"
     interval_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
     retries: Annotated[int, Field(ge=1, le=20)] = 3
     start_seconds: Annotated[float, Field(gt=0, le=600)] = 60
+
+    @model_validator(mode="after")
+    def _has_a_command(self) -> Self:
+        if (self.kind == "command") != bool(self.command):
+            raise ValueError("`command` belongs to a check of kind command, and only there")
+        return self
 
     def check(self) -> HealthCheck:
         return HealthCheck(**self.model_dump())
@@ -452,6 +462,38 @@ class VariableView(Model):
 
 class VariableList(Model):
     variables: tuple[VariableView, ...]
+
+
+class Projection(Model):
+    """So many instances, what they cost an hour, and how long the wallet lasts if nothing else is used."""
+
+    replicas: int
+    hourly: Money
+    balance: Money
+    hours_left: float | None
+
+
+class PlanChoice(Model):
+    name: str
+    title: str
+    hourly: Money
+    direction: Literal["current", "upgrade", "downgrade"]
+    # Why the app could not change to it now.
+    obstacles: tuple[str, ...]
+
+
+class ScalingView(Model):
+    plan: str
+    replicas: int
+    max_replicas: int
+    processes: dict[str, int]
+    now: Projection
+    projected: Projection | None
+    plans: tuple[PlanChoice, ...]
+
+
+class ChoosePlan(Strict):
+    plan: Annotated[str, StringConstraints(max_length=80)]
 
 
 class Scale(Strict):

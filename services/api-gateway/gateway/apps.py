@@ -1,6 +1,6 @@
 """Routes of apps: a customer's intent, taken down in one transaction with the word of it (I1)."""
 
-from contracts.api import AppDetail, AppList, ChooseKey, CreateApp, OwnedAppList, Scale
+from contracts.api import AppDetail, AppList, ChooseBuild, ChooseKey, CreateApp, OwnedAppList, Scale
 from contracts.errors import Conflict, InvalidInput, Unavailable
 from contracts.events import AppCreated
 from contracts.git_address import parse
@@ -18,6 +18,7 @@ from gateway import (
     deployments,
     pages,
     plans,
+    runtimes,
     sources,
     wallets,
     workloads,
@@ -99,7 +100,7 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
         async with desk.store.transaction(caller.organization) as tx:
             plan = await plans.offered_plan(tx, new.plan)
             _require_replicas(plan, new.replicas)
-            await _require_runtime(tx, plan, new.build.runtime)
+            await runtimes.require(tx, plan, new.build.runtime)
             row.plan, row.limits = plan.name, plan.limits
             row.micros_per_hour, row.currency = plan.micros_per_hour, plan.currency
             owner = await tx.get(OrganizationRow, caller.organization)
@@ -118,12 +119,22 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
         raise Conflict(
             f"the name {new.name} is taken; choose another", name=new.name, reason="name_taken"
         ) from error
-    return await _shown(caller, row.id, status=201)
+    return await shown(caller, row.id, status=201)
 
 
 @router.get("/paas/apps/{app}", response_model=AppDetail)
 async def show_app(app: str, caller: Member) -> Response:
-    return await _shown(caller, app)
+    return await shown(caller, app)
+
+
+@router.put("/paas/apps/{app}/build", response_model=AppDetail)
+async def change_build(app: str, chosen: ChooseBuild, caller: Member) -> Response:
+    """How the next deployment is built and started, whole: what is absent, the recipe decides again."""
+    async with caller.desk.store.transaction(caller.organization) as tx:
+        row = await workloads.locked(tx, app)
+        await runtimes.require(tx, await tx.get(PlanRow, row.plan), chosen.runtime)
+        row.build = chosen.settings().model_dump()
+    return await shown(caller, app)
 
 
 @router.delete("/paas/apps/{app}", status_code=204, response_class=Response)
@@ -137,7 +148,7 @@ async def delete_app(app: str, caller: Member) -> None:
 async def stop_app(app: str, caller: Member) -> Response:
     async with caller.desk.store.transaction(caller.organization) as tx:
         await workloads.stop(tx, await workloads.locked(tx, app))
-    return await _shown(caller, app)
+    return await shown(caller, app)
 
 
 @router.post("/paas/apps/{app}/start", response_model=AppDetail)
@@ -147,7 +158,7 @@ async def start_app(app: str, caller: Member) -> Response:
         row = await workloads.locked(tx, app)
         await wallets.require_funds(tx, row.organization)
         await workloads.start(tx, row)
-    return await _shown(caller, app)
+    return await shown(caller, app)
 
 
 @router.post("/paas/apps/{app}/restart", response_model=AppDetail)
@@ -157,7 +168,7 @@ async def restart_app(app: str, caller: Member) -> Response:
         row = await workloads.locked(tx, app)
         await wallets.require_funds(tx, row.organization)
         await workloads.restart(tx, row)
-    return await _shown(caller, app)
+    return await shown(caller, app)
 
 
 @router.post("/paas/apps/{app}/scale", response_model=AppDetail)
@@ -181,7 +192,7 @@ async def scale_app(app: str, scale: Scale, caller: Member) -> Response:
         if row.processes != before:
             workloads.change(tx, row)
             await workloads.settle(tx, row)
-    return await _shown(caller, app)
+    return await shown(caller, app)
 
 
 @router.get("/admin/paas/apps", response_model=OwnedAppList)
@@ -189,7 +200,7 @@ async def list_all_apps(caller: Administrator, after: str | None = None) -> Resp
     return await pages.listed(caller.desk.store, _LIST_ALL, PLATFORM, after=after)
 
 
-async def _shown(caller: Speaker, app: str, status: int = 200) -> Response:
+async def shown(caller: Speaker, app: str, status: int = 200) -> Response:
     found = await pages.rendered(caller.desk.store, _ONE, caller.organization, app, status=status)
     if found is None:
         raise workloads.no_such_app(app)
@@ -242,16 +253,4 @@ def _require_replicas(plan: PlanRow | None, replicas: int) -> None:
             f"the plan {plan.name} allows {plan.max_replicas} instances; choose fewer or a larger plan",
             plan=plan.name,
             max_replicas=plan.max_replicas,
-        )
-
-
-async def _require_runtime(tx: Tx, plan: PlanRow, chosen: str | None) -> None:
-    if chosen is None:
-        return
-    available = [preset.name for preset in await plans.presets_for(tx, plan)]
-    if chosen not in available:
-        raise InvalidInput(
-            f"the plan {plan.name} has no runtime {chosen}; choose one of: {', '.join(available)}",
-            runtime=chosen,
-            available=available,
         )
