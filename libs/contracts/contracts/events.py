@@ -191,6 +191,22 @@ class InstanceStopped(NodeEvent):
     words: str | None = None
 
 
+class InstanceCrashed(NodeEvent):
+    """It ended by itself, and is started again; who does so often is told of more and more seldom."""
+
+    name = "instance.crashed"
+    instance: InstanceId
+    workload: AppId
+    organization: OrganizationId
+    slot: Slot
+    exit_code: int | None
+    # In all, such as "web.1 crashed 5 times in 2 minutes, next try in 40 s; the last time: exit code 1".
+    words: str
+    # Crashes of the slot in the last minutes, and until about when it stays away now.
+    crashes: Annotated[int, Field(ge=1)]
+    seconds_away: Annotated[float, Field(ge=0)]
+
+
 class RolloutFinished(NodeEvent):
     """One node has brought a generation to life, or has kept the old one and says why."""
 
@@ -319,6 +335,7 @@ EVENTS: tuple[type[Event], ...] = (
     PlacementBlocked,
     InstanceStarted,
     InstanceStopped,
+    InstanceCrashed,
     RolloutFinished,
     JobRequested,
     JobCancelled,

@@ -40,8 +40,10 @@ class Limits(Model):
 class HealthCheck(Model):
     """When an instance counts as ready, and when as broken."""
 
-    kind: Literal["tcp", "http"] = "tcp"
+    kind: Literal["tcp", "http", "command"] = "tcp"
     path: str = "/"
+    # Of a check by a command, which is run inside the instance as its user: exit code 0 is healthy.
+    command: tuple[str, ...] = ()
     interval_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
     retries: Annotated[int, Field(ge=1, le=20)] = 3
@@ -124,8 +126,11 @@ class WorkloadSpec(Model):
     def fingerprint(self) -> str:
         """Changes exactly when a running instance must be replaced to match the specification."""
         body = self.model_dump_json(
-            include={"image", "release", "restarts", "limits", "uid", "port", "health", "organization"}
+            include={"image", "release", "restarts", "limits", "uid", "port", "health", "organization"},
+            exclude={"health": {"command"}},
         ) + repr(sorted((name, p.command) for name, p in self.processes.items()))
+        # What came to be said later says nothing where there is none of it.
+        body += repr(self.health.command) if self.health.command else ""
         body += self.variables_digest or ""
         body += "".join(f"{volume.id}:{volume.path}:{volume.size_mb}" for volume in self.volumes)
         return hashlib.sha256(body.encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@ from contracts.workload import BuildSettings, Limits
 from fastapi import APIRouter, Response
 from runtime.store import Store, Tx
 
-from gateway import allowances, builds, pages, plans, sources, wallets, workloads
+from gateway import allowances, builds, pages, runtimes, sources, wallets, workloads
 from gateway.desk import Desk
 from gateway.permissions import Member
 from gateway.sources import AnySource
@@ -53,6 +53,7 @@ async def begin(desk: Desk, tx: Tx, row: WorkloadRow, source: AnySource) -> Depl
     await allowances.spend(tx, row.organization, "deployment", limits.deploys_per_hour)
     await allowances.spend(tx, row.organization, "build", limits.builds_per_hour)
     await sources.require_allowed(tx, row, source)
+    await runtimes.require(tx, await tx.get(PlanRow, row.plan), row.build.get("runtime"))
     row.deployments += 1
     # A deployment is the wish to run: what was suspended is no longer, once this one is built.
     row.suspended = False
@@ -141,7 +142,7 @@ async def requested(tx: Tx, row: WorkloadRow, deployment: DeploymentRow) -> Depl
         app_name=row.name,
         source=sources.read(deployment.source),
         build=BuildSettings.model_validate(deployment.build),
-        runtimes=await plans.presets_for(tx, plan),
+        runtimes=await runtimes.presets_for(tx, plan),
         limits=Limits.model_validate(row.limits),
         uid=row.uid,
         environment=row.environment,

@@ -11,32 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from contracts.buildpack import MOST, Buildpack, parse
+from contracts.errors import InvalidInput
 
 from builder.image_builder import StepFailed
 
 LIST = ".buildpacks"
-MOST = 10
 # Where things lie in the sandbox.
 BUILD, CACHE, APP = "/tmp/build", "/cache", "/app"  # noqa: S108
 BELOW = "/berth"
 LAUNCH = "/launch"
 LARGEST_RELEASE = 64 * 1024
 
-_GITHUB = "https://github.com/heroku/heroku-buildpack-"
-# The names Heroku's own buildpacks go by, and their repositories.
-KNOWN: Mapping[str, str] = {
-    **{
-        f"heroku/{name}": f"{_GITHUB}{name}"
-        for name in ("clojure", "dotnet", "go", "gradle", "java", "nodejs", "php", "python", "ruby", "scala")
-    },
-    "heroku/jvm": f"{_GITHUB}jvm-common",
-    "heroku/chrome-for-testing": f"{_GITHUB}chrome-for-testing",
-    "heroku-community/apt": f"{_GITHUB}apt",
-    "heroku-community/multi-procfile": f"{_GITHUB}multi-procfile",
-    "heroku-community/nginx": f"{_GITHUB}nginx",
-    "heroku-community/static": f"{_GITHUB}static",
-}
-_SLUG = re.compile(r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]*$")
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,126}$")
 _LONGEST = 2000
 _PROCFILE = "Add a Procfile with a line such as `web: node server.js`, which listens on $PORT."
@@ -99,12 +85,14 @@ exec bash -c "${{command:-bash}}"
 
 
 @dataclass(frozen=True, slots=True)
-class Buildpack:
-    """`name` is what the app calls it."""
+class Classic:
+    """How an app is made: the buildpacks in their order, on a stack that is a pair of images."""
 
-    name: str
-    url: str
-    ref: str | None
+    buildpacks: tuple[Buildpack, ...]
+    stack: str
+    image: str
+    build_image: str
+    start: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,31 +103,21 @@ class Release:
     variables: Mapping[str, str]
 
 
-def named(name: str) -> Buildpack:
-    """By the address of its repository, with `#branch-or-tag` at its end if need be, or by a known name."""
-    text, hash_sign, ref = name.partition("#")
-    if hash_sign and not ref:
-        raise _wrong(f"{name[:200]!r} names nothing after its #")
-    if "://" in text:
-        return Buildpack(name, text, ref or None)
-    if not _SLUG.match(text):
-        raise _wrong(f"{name[:200]!r} is neither the https:// address of a repository nor a name")
-    if text not in KNOWN:
-        raise _wrong(f"no buildpack is known as {text!r}; known are {', '.join(KNOWN)}")
-    return Buildpack(name, KNOWN[text], ref or None)
-
-
 def chosen(settings: Sequence[str], listed: str | None) -> tuple[Buildpack, ...]:
     """The app's settings come first; without any, the list in its source."""
     names = list(settings)
     if not names and listed is not None:
         lines = (line.strip() for line in listed.removeprefix("\ufeff").splitlines())
         names = [line for line in lines if line and not line.startswith("#")]
-        if not names:
-            raise _wrong(f"{LIST} names none")
+    if not names:
+        raise _wrong(f"{LIST} names none")
     if len(names) > MOST:
         raise _wrong(f"there are more than {MOST}")
-    return tuple(named(name) for name in names)
+    try:
+        # Whether an address without TLS may be asked is decided when it is.
+        return tuple(parse(name, allow_http=True) for name in names)
+    except InvalidInput as error:
+        raise _wrong(error.message) from error
 
 
 def environment(stack: str, build: str, commit: str | None, ca_bundle: str | None) -> dict[str, str]:
@@ -248,6 +226,6 @@ def config(
 def _wrong(why: str) -> StepFailed:
     return StepFailed(
         "recipe",
-        f"the app's buildpacks: {why}",
+        f"the app's buildpacks cannot be used: {why}",
         hint="Name each by a known name such as heroku/nodejs, or as https://host/path#branch.",
     )

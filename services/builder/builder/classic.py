@@ -8,30 +8,18 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import BinaryIO
 
-from contracts.workload import GitSource
+from contracts.buildpack import Buildpack
 
 from builder import buildpacks, image_archive, procfile, repository
-from builder.buildpacks import BELOW, Buildpack
+from builder.buildpacks import BELOW, Classic
 from builder.image_builder import Setup, StepFailed
 from builder.material import Material, Pack, Product, text_of
 
 _CA = f"{BELOW}/ca.pem"
 _TOLD = f"{BELOW}/told"
 _LARGEST_TEXT = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Classic:
-    """How an app is made: the buildpacks in their order, on a stack that is a pair of images."""
-
-    buildpacks: tuple[Buildpack, ...]
-    stack: str
-    image: str
-    build_image: str
-    start: str | None
 
 
 async def make(plan: Classic, material: Material) -> Product:
@@ -52,7 +40,7 @@ async def make(plan: Classic, material: Material) -> Product:
             environment=buildpacks.environment(
                 plan.stack, material.order.build, material.commit, _CA if material.ca_bundle else None
             ),
-            cache=material.cache_named("buildpacks"),
+            cache="buildpacks",
         )
         app = files.enter_context(tempfile.TemporaryFile())
         async with material.images.workshop(material.order, setup) as shop:
@@ -83,15 +71,13 @@ async def _fetch(buildpack: Buildpack, material: Material, into: BinaryIO) -> No
     say = material.say("build")
     await say("platform", f"Fetching the buildpack {buildpack.name}")
     try:
-        checked = await repository.check(
-            GitSource(url=buildpack.url, ref=buildpack.ref), allow_private=material.allow_private
-        )
-        commit = await material.images.fetch(material.order, checked, into, say)
+        checked = await repository.check(buildpack.url, buildpack.ref, allow_private=material.allow_private)
+        fetched = await material.images.fetch(material.order, checked, into, say)
     except StepFailed as error:
         raise StepFailed(
             "build", f"the buildpack {buildpack.name}: {error.message}", exit_code=error.exit_code
         ) from error
-    await say("platform", f"Commit {commit} of {buildpack.url}")
+    await say("platform", f"Commit {fetched.commit} of {buildpack.url}")
 
 
 def _pack(material: Material, fetched: Sequence[BinaryIO], into: BinaryIO) -> None:

@@ -34,8 +34,8 @@ class Workshops:
     # Caches that were of use since somebody asked last.
     used: set[str] = field(default_factory=set)
 
-    def cache_of(self, order: Order, name: str) -> str:
-        return f"{self._caches}{order.workload}-{name}"
+    def cache_of(self, order: Order, kind: str | None) -> str | None:
+        return None if order.cache is None or kind is None else f"{self._caches}{order.cache}-{kind}"
 
     @property
     def _caches(self) -> str:
@@ -76,8 +76,8 @@ class Workshops:
             "Healthcheck": {"Test": ["NONE"]},
             "HostConfig": host,
         }
-        if setup.cache is not None:
-            volume = self.cache_of(order, setup.cache)
+        volume = self.cache_of(order, setup.cache)
+        if volume is not None:
             own = {"Type": "volume", "Source": volume, "Target": CACHE, "VolumeOptions": {"NoCopy": True}}
             try:
                 # The name is the lock: an app's cache is never written by two builds at once.

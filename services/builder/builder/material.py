@@ -37,16 +37,14 @@ class Material:
     commit: str | None
     # The user and group the app's processes will run as.
     uid: int
-    # Which of the app's caches; none: without.
-    cache: int | None
     ca_bundle: bytes | None
-    # Most bytes of the app's own layers.
-    largest: int
     allow_private: bool
     say: Callable[[Step], Say]
 
-    def cache_named(self, kind: str) -> str | None:
-        return None if self.cache is None else f"{kind}-{self.cache}"
+    @property
+    def largest(self) -> int:
+        """Most bytes of the app's own layers."""
+        return self.order.disk_mb * MIB
 
 
 @dataclass(frozen=True, slots=True)

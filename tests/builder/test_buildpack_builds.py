@@ -1,0 +1,295 @@
+"""Buildpacks and builder images on the real engine: fetched, run, packed, and what comes out answers."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from builder.build_output import BuildOutput
+from builder.docker_builder import DockerBuilder
+from builder.engine_api import EngineApi, tar_of
+from contracts.events import DeploymentRequested
+from contracts.workload import BuildFailed, BuildSettings, BuildSucceeded, RuntimePreset
+
+from tests.builder.gateway import Gateway
+from tests.harness import eventually
+from tests.ports.git_server import GitServer, git_server
+from tests.ports.image_builders import URL, clear, context, docker_builder
+
+ROOT = Path(__file__).parents[2]
+PREFIX = "bldpack"
+EXAMPLE = ROOT / "examples" / "hello-buildpack"
+UID = 123_456
+STACK = RuntimePreset(
+    name="buildpack-22",
+    type="buildpack",
+    version="22",
+    image="berth/buildpack:22",
+    build_image="berth/buildpack:22-build",
+)
+BUILDER, RUN_IMAGE = "bldpack/builder:1", "bldpack/run:1"
+
+
+def folder(path: Path) -> dict[str, str]:
+    return {str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()}
+
+
+APP = folder(EXAMPLE / "app")
+# A second buildpack, which sees what the first has left for it.
+SECOND = {
+    "bin/detect": "#!/bin/sh\necho Second\n",
+    "bin/compile": '#!/bin/sh\necho "found: $GREETING_FOUND $STACK $(id -u) $HOME $(pwd)"\n',
+}
+
+
+@dataclass
+class Packs:
+    gateway: Gateway
+    server: GitServer
+    api: EngineApi
+    requests: list[DeploymentRequested] = field(default_factory=list)
+
+    def url(self, name: str) -> str:
+        return f"{self.server.url}/{name}.git"
+
+    async def build(
+        self, files: Mapping[str, str], settings: BuildSettings, **changes: Any
+    ) -> tuple[BuildSucceeded | BuildFailed, list[str]]:
+        request = self.gateway.upload(
+            files, **{"build": settings, "runtimes": (STACK,), "uid": UID, **changes}
+        )
+        await self.gateway.harness.publish(request)
+        result = (await self.gateway.finished(request, 60)).result
+        lines = [line.text for line in await self.gateway.log(request)]
+        assert isinstance(result, BuildSucceeded | BuildFailed)
+        return result, lines
+
+    async def answer(self, built: BuildSucceeded, process: str = "web") -> str:
+        """What an instance says, run as nodes run it."""
+        command = built.processes.get(process)
+        started = {} if command is None else {"Entrypoint": ["/bin/sh", "-c"], "Cmd": [command]}
+        made = await self.api.call(
+            "POST",
+            "/containers/create",
+            body={
+                "Image": built.image,
+                "User": f"{UID}:{UID}",
+                "Env": ["PORT=8099", "HOME=/tmp"],
+                "ExposedPorts": {"8099/tcp": {}},
+                "HostConfig": {
+                    "PortBindings": {"8099/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]},
+                    "CapDrop": ["ALL"],
+                    "SecurityOpt": ["no-new-privileges"],
+                },
+                **started,
+            },
+        )
+        try:
+            await self.api.call("POST", f"/containers/{made['Id']}/start")
+            found = await self.api.call("GET", f"/containers/{made['Id']}/json")
+            port = found["NetworkSettings"]["Ports"]["8099/tcp"][0]["HostPort"]
+            async with httpx.AsyncClient() as client:
+
+                async def answered() -> str | None:
+                    try:
+                        response = await client.get(f"http://127.0.0.1:{port}/")
+                    except httpx.HTTPError:
+                        return None
+                    assert response.status_code == 200
+                    return response.text.strip()
+
+                return await eventually(answered, seconds=20, what="an answer", every=0.1)
+        finally:
+            await self.api.call("DELETE", f"/containers/{made['Id']}", {"force": True})
+
+
+async def make_image(api: EngineApi, name: str, stage: str, labels: Mapping[str, str]) -> None:
+    files = folder(ROOT / "tests" / "builder" / "cnb_builder")
+    query = {"t": name, "target": stage, "labels": dict(labels), "rm": True}
+    output = BuildOutput()
+    async with api.stream("POST", "/build", query, tar_of(context(files))) as chunks:
+        async for chunk in chunks:
+            list(output.feed(chunk))
+    assert output.error is None, output.error
+
+
+@pytest.fixture(scope="module")
+async def real() -> AsyncIterator[DockerBuilder]:
+    """Only to make what is needed and to clear up: the service has its own."""
+    builder, api = docker_builder(PREFIX), EngineApi(URL)
+    await clear(builder, api)
+    await make_image(api, RUN_IMAGE, "run", {})
+    spoken = {"platform": {"deprecated": [], "supported": ["0.11", "0.12", "0.13"]}}
+    metadata = {"stack": {"runImage": {"image": RUN_IMAGE}}, "lifecycle": {"apis": spoken}}
+    await make_image(api, BUILDER, "builder", {"io.buildpacks.builder.metadata": json.dumps(metadata)})
+    await builder.ensure_network()
+    yield builder
+    await clear(builder, api)
+    for image in (BUILDER, RUN_IMAGE):
+        await api.call("DELETE", f"/images/{image}")
+
+
+@pytest.fixture(scope="module")
+async def server(real: DockerBuilder, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GitServer]:
+    network = await EngineApi(URL).call("GET", f"/networks/{real.network}")
+    address = network["IPAM"]["Config"][0]["Gateway"]
+    with git_server(tmp_path_factory.mktemp("buildpacks"), address) as server:
+        server.repository("greeting", folder(EXAMPLE / "buildpack"))
+        server.repository("second", SECOND)
+        server.repository("broken", SECOND | {"bin/compile": "#!/bin/sh\necho oh no >&2\nexit 9\n"})
+        server.repository("nothing", {"README": "no buildpack\n"})
+        server.repository("app", APP | {".buildpacks": "# ours\n{}\n"})
+        yield server
+
+
+@pytest.fixture
+async def packs(gateway: Gateway, real: DockerBuilder, server: GitServer) -> AsyncIterator[Packs]:
+    await gateway.builder(None, prefix=PREFIX, engine=URL, allow_private_git=True, lease_seconds=20)
+    yield Packs(gateway, server, EngineApi(URL))
+    await gateway.harness.stop("builder")
+
+
+@pytest.mark.promise("U11")
+async def test_an_app_made_by_a_buildpack_answers(packs: Packs) -> None:
+    app = {"workload": "app_01m7yesx66x54spkjjknej5sc3"}
+    settings = BuildSettings(buildpacks=(packs.url("greeting"),))
+    built, lines = await packs.build(APP, settings, **app)
+    assert isinstance(built, BuildSucceeded), built
+    assert built.recipe == "buildpacks"
+    assert built.processes == {"web": "/launch 'exec perl .greeting/server.pl \"$GREETING_FILE\"'"}
+    assert "-----> Greeting app detected" in lines
+    assert any(line.startswith("The app names the buildpacks http://") for line in lines)
+    assert any(line.startswith("Commit ") for line in lines)
+    greeting = f"Hello from a buildpack, by the buildpack, as {UID} in /app"
+    assert await packs.answer(built) == greeting
+    # By itself, too.
+    alone = built.model_copy(update={"processes": {}})
+    assert await packs.answer(alone) == greeting
+
+    found = await packs.api.call("GET", f"/images/{built.image}/json")
+    assert found["Config"]["User"] == f"{UID}:{UID}"
+    assert "STACK=heroku-22" in found["Config"]["Env"]
+    assert found["RepoTags"] == [f"{PREFIX}/{app['workload']}:{found['RepoTags'][0].rpartition(':')[2]}"]
+
+    # What it kept is there again, until the app is given an empty cache, or none at all.
+    for cache, count in ((0, 2), (1, 1), (None, 1), (0, 3)):
+        _, lines = await packs.build(APP, settings, cache=cache, **app)
+        assert f"       Build {count} with this cache" in lines
+    _, lines = await packs.build(APP, settings)
+    assert "       Build 1 with this cache" in lines
+
+
+@pytest.mark.promise("U10")
+async def test_the_buildpacks_an_apps_source_lists(packs: Packs) -> None:
+    listed = f"# ours\n{packs.url('greeting')}#v1\n\n{packs.url('second')}\n"
+    procfile = "web: exec perl .greeting/server.pl README\nworker: echo 'it works'\n"
+    files = APP | {".buildpacks": listed, "Procfile": procfile, "README": "Read me\n"}
+    built, lines = await packs.build(files, BuildSettings())
+    assert isinstance(built, BuildSucceeded), built
+    assert any(line.startswith("Found .buildpacks with the buildpacks http://") for line in lines)
+    assert f"found: yes heroku-22 {UID} /app /tmp/build" in lines
+    assert set(built.processes) == {"web", "worker"}
+    assert "Process worker: echo 'it works'" in lines
+    assert (await packs.answer(built)).startswith("Read me, by the buildpack")
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "code", "words"),
+    [
+        (("greeting",), {"main.c": ""}, 1, "does not recognize the app"),
+        (("greeting", "broken"), APP, 9, "bin/compile of the buildpack"),
+        (("nothing",), APP, None, "is no buildpack: it has no program bin/detect"),
+        (("absent",), APP, 128, "could not be fetched"),
+    ],
+)
+async def test_a_buildpack_that_fails(
+    packs: Packs, names: tuple[str, ...], files: dict[str, str], code: int | None, words: str
+) -> None:
+    settings = BuildSettings(buildpacks=tuple(packs.url(name) for name in names))
+    failed, lines = await packs.build(files, settings)
+    assert isinstance(failed, BuildFailed)
+    assert (failed.step, failed.exit_code) == ("build", code)
+    assert words in failed.message
+    assert names[-1] in failed.message
+    if names[-1] == "broken":
+        assert "oh no" in lines
+
+
+async def test_an_app_that_cannot_be_started(packs: Packs) -> None:
+    failed, _ = await packs.build(APP, BuildSettings(buildpacks=(packs.url("second"),)))
+    assert isinstance(failed, BuildFailed)
+    assert "nothing says how the app is started" in failed.message
+
+
+@pytest.mark.promise("P9")
+async def test_an_app_made_by_a_builder_image_answers(packs: Packs) -> None:
+    app = {"workload": "app_01m7yesx66x54spkjjknej5sc4"}
+    files = APP | {
+        "server.pl": (EXAMPLE / "buildpack" / "server.pl").read_text(),
+        "Procfile": "extra: sleep 9\n",
+    }
+    built, lines = await packs.build(files, BuildSettings(builder=BUILDER), **app)
+    assert isinstance(built, BuildSucceeded), (built, lines)
+    assert built.recipe == "cnb"
+    assert built.processes == {
+        "web": "/cnb/process/web",
+        "worker": "/cnb/process/worker",
+        "extra": "/cnb/lifecycle/launcher 'sleep 9'",
+    }
+    assert f"The builder speaks platform API 0.13 and runs apps on {RUN_IMAGE}" in lines
+    assert [line for line in lines if line.startswith("===>")][-1] == "===> EXPORTING"
+    greeting = f"Hello from a buildpack, by a lifecycle, as {UID} in /home"
+    assert await packs.answer(built) == greeting
+    assert await packs.answer(built.model_copy(update={"processes": {}})) == greeting
+
+    found = await packs.api.call("GET", f"/images/{built.image}/json")
+    run = await packs.api.call("GET", f"/images/{RUN_IMAGE}/json")
+    assert found["RootFS"]["Layers"][: len(run["RootFS"]["Layers"])] == run["RootFS"]["Layers"]
+    assert "berth.build" not in found["Config"]["Labels"]
+
+    _, lines = await packs.build(files, BuildSettings(builder=BUILDER), **app)
+    assert "Build 2 with this cache" in lines
+
+
+async def test_a_builder_offered_as_a_runtime(packs: Packs) -> None:
+    offered = RuntimePreset(
+        name="example", type="cnb", version="1", image=BUILDER, start_command="exec sleep 9"
+    )
+    files = {"greeting.txt": "Hi\n"}
+    built, _ = await packs.build(files, BuildSettings(runtime="example"), runtimes=(offered,))
+    assert isinstance(built, BuildSucceeded), built
+    assert built.recipe == "example"
+    assert built.processes["web"] == "/cnb/lifecycle/launcher 'exec sleep 9'"
+
+
+@pytest.mark.parametrize(
+    ("files", "code", "words"),
+    [
+        ({"main.c": ""}, 20, "none of the builder's buildpacks recognizes the app"),
+        ({"greeting.txt": "fail"}, 51, "a buildpack failed to build the app"),
+    ],
+)
+async def test_a_lifecycle_that_fails(packs: Packs, files: dict[str, str], code: int, words: str) -> None:
+    failed, _ = await packs.build(files, BuildSettings(builder=BUILDER))
+    assert isinstance(failed, BuildFailed)
+    assert (failed.step, failed.exit_code) == ("build", code)
+    assert failed.message == f"{words} (exit code {code})"
+    assert failed.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("berth/base:bookworm", "cannot be used as a builder"),
+        ("bldpack/absent:1", "cannot be had|could not be pulled"),
+        ("127.0.0.1:5000/builder:1", "private address"),
+        ("sha256:0123456789", "is not a valid name"),
+    ],
+)
+async def test_images_that_are_no_builders(packs: Packs, name: str, words: str) -> None:
+    failed, _ = await packs.build(APP, BuildSettings(builder=name))
+    assert isinstance(failed, BuildFailed)
+    assert any(word in failed.message for word in words.split("|"))
