@@ -15,7 +15,7 @@ from tests.harness import Harness, Servers, open_harness, servers
 
 ROOT = Path(__file__).parent.parent
 # The areas whose tests run containers.
-WITH_ENGINE = {"bench", "builder", "compose", "embedded", "journeys", "node_agent", "ports"}
+WITH_ENGINE = {"bench", "builder", "compose", "embedded", "journeys", "node_agent", "nodes", "ports"}
 
 FURTHER_IMAGES = pytest.StashKey[Future[None]]()
 

@@ -149,6 +149,17 @@ class Platform:
             client.close()
 
 
+def reachable_by_nodes(running: Servers) -> dict[str, str]:
+    certificate = running.nats.certificate
+    if certificate is None:
+        return {}
+    return {
+        "BERTH_HTTP_HOST": "0.0.0.0",
+        "GATEWAY_NODE_NATS_URL": str(running.nats.public_url),
+        "GATEWAY_NODE_NATS_CA": str(certificate.public),
+    }
+
+
 async def _ready(port: int) -> bool:
     def ask() -> bool:
         try:
@@ -168,10 +179,10 @@ def _kill_group(pid: int | None) -> None:
 
 @asynccontextmanager
 async def platform(
-    folder: Path, node: str, *groups: Sequence[str], **settings: str
+    folder: Path, node: str, *groups: Sequence[str], public_host: str | None = None, **settings: str
 ) -> AsyncIterator[Platform]:
     """`groups`: which services share a process; none: all in one."""
-    with servers(folder / "servers", "berth") as running:
+    with servers(folder / "servers", "berth", public_host) as running:
         api_port, http_port = free_port(), free_port()
         traefik = Traefik(folder / "traefik", http_port, free_port())
         traefik.start()
@@ -195,6 +206,7 @@ async def platform(
                     "DOMAINS_PUBLIC_PORT": str(http_port),
                     "NODE_AGENT_ROUTES": str(traefik.routes),
                     "NODE_AGENT_INGRESS_URL": f"http://127.0.0.1:{http_port}",
+                    **reachable_by_nodes(running),
                     **settings,
                 },
             )

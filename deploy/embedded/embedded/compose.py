@@ -208,7 +208,7 @@ def platform_context(recipe: Mapping[str, bytes], ca_bundle: bytes | None) -> di
     context = dict(recipe)
     for name in ("pyproject.toml", "uv.lock"):
         context[name] = (ROOT / name).read_bytes()
-    for folder in ("libs", "services", "deploy/embedded"):
+    for folder in ("libs", "services", "deploy/embedded", "deploy/node"):
         context |= {f"{folder}/{name}": content for name, content in contents(ROOT / folder).items()}
     if ca_bundle is not None:
         context["ca-bundle.pem"] = ca_bundle

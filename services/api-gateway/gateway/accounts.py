@@ -55,17 +55,21 @@ async def found_organization(tx: Tx, organization: str, name: str, founder: str)
 
 
 async def log_in(desk: Desk, email: str, password: str, address: str) -> UserRow:
-    await _count_attempt(desk, email, address)
+    await count_attempt(desk, email, address, "failed log-ins")
     async with desk.store.transaction(PLATFORM) as tx:
         user = await tx.one(select(UserRow).where(UserRow.email == email))
     if not await desk.passwords.matches(user.password_hash if user else None, password) or user is None:
         raise Unauthenticated("the e-mail or the password is wrong")
-    async with desk.store.transaction(PLATFORM) as tx:
-        await tx.execute(delete(AttemptRow).where(AttemptRow.email == email, AttemptRow.address == address))
+    await forgive_attempts(desk, email, address)
     return user
 
 
-async def _count_attempt(desk: Desk, email: str, address: str) -> None:
+async def forgive_attempts(desk: Desk, email: str, address: str) -> None:
+    async with desk.store.transaction(PLATFORM) as tx:
+        await tx.execute(delete(AttemptRow).where(AttemptRow.email == email, AttemptRow.address == address))
+
+
+async def count_attempt(desk: Desk, email: str, address: str, what: str) -> None:
     now = desk.clock.now()
     over = AttemptRow.since < now - WINDOW
     async with desk.store.transaction(PLATFORM) as tx:
@@ -85,7 +89,7 @@ async def _count_attempt(desk: Desk, email: str, address: str) -> None:
     if attempt.failures > TRIES:
         wait = int((attempt.since + WINDOW - now).total_seconds()) + 1
         raise QuotaExceeded(
-            f"too many failed log-ins; try again in {wait // 60 + 1} minutes", retry_after_seconds=wait
+            f"too many {what}; try again in {wait // 60 + 1} minutes", retry_after_seconds=wait
         )
 
 

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 
 from contracts.errors import BerthError
 from contracts.reports import NodeHeartbeat, RunningInstance
@@ -29,6 +30,7 @@ class Heart:
         self._boot = uuid.uuid4().hex
         self._sequence = 0
         self._engine = _UNKNOWN
+        self._agent = version("berth-node-agent")
 
     async def beat(self) -> None:
         if self._engine == _UNKNOWN:
@@ -48,6 +50,7 @@ class Heart:
                 capacity=self._machine.capacity(),
                 used=self._machine.usage(),
                 engine=self._engine,
+                agent=self._agent,
                 instances=tuple(self._running()),
             )
         )

@@ -1,0 +1,139 @@
+"""Clean servers to be made nodes: containers with an engine of their own inside, on a network the
+tests make. The real thing but for the kernel, which they share with this machine, and for systemd.
+"""
+
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import NotFound
+from docker.models.containers import Container
+from embedded import wheels
+
+IMAGE = "berth-test/server:1"
+NETWORK = "berth-test-servers"
+PROBE = "berth-test/probe:1"
+_HERE = Path(__file__).parent / "server"
+# Where a machine that inspects TLS keeps what its package index is reached with.
+_OURS = ("/etc/ssl/certs/ca-certificates.crt", "/opt/pypi", "/opt/pypi-more", "/opt/wheels", "/etc/pip.conf")
+
+# All that an engine inside needs; not `--privileged`, which asks for what a machine may not have itself.
+_CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE", "SYS_CHROOT", "MKNOD")
+
+
+@dataclass
+class Server:
+    container: Container
+    address: str
+
+    def run(self, *argv: str, told: Mapping[str, str] | None = None, seconds: int = 240) -> str:
+        """What it prints; fails with that when it fails."""
+        code, output = self.tries(*argv, told=told)
+        assert code == 0, f"{argv}: {output}"
+        return output
+
+    def tries(self, *argv: str, told: Mapping[str, str] | None = None) -> tuple[int, str]:
+        code, output = self.container.exec_run(list(argv), environment=dict(told or {}))
+        assert isinstance(output, bytes)
+        return int(code or 0), output.decode(errors="replace")
+
+    def has(self, path: str) -> bool:
+        return self.tries("test", "-e", path)[0] == 0
+
+    def put(self, path: str, content: bytes, mode: int = 0o644) -> None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
+        assert self.container.put_archive("/", packed.getvalue())
+
+    def load_probe(self) -> None:
+        """An image that answers HTTP, at its engine: no registry stands between them here."""
+        self.put("/probe.tar", probe())
+        self.run("docker", "import", "--change", PROBE_COMMAND, "/probe.tar", PROBE)
+
+    def log(self) -> str:
+        return self.tries("bash", "-c", "tail -n 40 /var/lib/berth-node/logs/*.log")[1]
+
+
+# nats-server is one file that needs nothing, and its monitoring answers every GET of / with 200.
+PROBE_COMMAND = 'ENTRYPOINT ["/server", "-a", "127.0.0.1", "-p", "-1", "-m", "8080"]'
+
+
+def probe() -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(wheels.nats_server(), "server")
+    return packed.getvalue()
+
+
+@contextmanager
+def network() -> Iterator[str]:
+    """The address of this machine on it."""
+    client = docker.from_env()
+    try:
+        sweep(client)
+        made = client.networks.create(NETWORK, driver="bridge")
+        made.reload()
+        try:
+            yield made.attrs["IPAM"]["Config"][0]["Gateway"]
+        finally:
+            sweep(client)
+    finally:
+        client.close()
+
+
+def sweep(client: Any) -> None:
+    """Of this run or of one that was cut off."""
+    for container in client.containers.list(all=True, filters={"network": NETWORK}, ignore_removed=True):
+        with suppress(NotFound):
+            container.remove(force=True, v=True)
+    for found in client.networks.list(names=[NETWORK]):
+        found.remove()
+
+
+@contextmanager
+def server(name: str) -> Iterator[Server]:
+    client = docker.from_env()
+    try:
+        subprocess.run(
+            ["docker", "build", "--quiet", "--tag", IMAGE, str(_HERE)],
+            env={**os.environ, "DOCKER_BUILDKIT": "0"},
+            check=True,
+            capture_output=True,
+        )
+        told = [
+            f"--env={name}"
+            for name in os.environ
+            if name.startswith("PIP_") or name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE")
+        ]
+        bound = [f"--volume={path}:{path}:ro" for path in _OURS if Path(path).exists()]
+        # By the client program: the SDK has no word for the last of the options.
+        begun = subprocess.run(
+            ["docker", "run", "--detach", "--init", f"--hostname={name}", f"--network={NETWORK}"]
+            + [f"--cap-add={capability}" for capability in _CAPABILITIES]
+            + [f"--security-opt={option}=unconfined" for option in ("seccomp", "apparmor", "systempaths")]
+            + ["--device-cgroup-rule=a *:* rwm", "--volume=/sys/fs/cgroup:/sys/fs/cgroup"]
+            # Its engine's layers cannot lie on layers of ours.
+            + ["--volume=/var/lib/docker", *bound, *told, IMAGE],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        container = client.containers.get(begun.stdout.strip())
+        try:
+            container.reload()
+            address = container.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
+            yield Server(container, address)
+        finally:
+            container.remove(force=True, v=True)
+    finally:
+        client.close()

@@ -1,0 +1,171 @@
+"""A clean server becomes a node by the script, runs an app, and is clean again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import nats
+import orjson
+import pytest
+from contracts.events import BuildFinished, DeploymentRequested
+from contracts.ids import new_id
+from contracts.workload import BuildSucceeded
+
+from tests.customer import Customer, archive
+from tests.harness import EVERYTHING, SECRET, eventually
+from tests.nodes.machines import PROBE, Server, network, server
+from tests.platform import ADMIN, Platform, platform
+
+CONTROL_PLANE = ("gateway", "scheduler", "domains", "billing")
+
+
+@dataclass
+class Estate:
+    platform: Platform
+    # Of this machine, for the servers.
+    host: str
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.platform.api_port}"
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[str]:
+    with network() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+async def estate(here: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Estate]:
+    """The control plane alone: this machine is no node of it."""
+    folder = tmp_path_factory.mktemp("estate")
+    async with platform(folder, "local", CONTROL_PLANE, public_host=here) as running:
+        yield Estate(running, here)
+
+
+@pytest.fixture(scope="module")
+def machine(here: str) -> Iterator[Server]:
+    with server("edge-1") as found:
+        yield found
+
+
+@pytest.fixture
+async def administrator(estate: Estate) -> AsyncIterator[Customer]:
+    async with estate.platform.customer() as customer:
+        await customer.log_in(*ADMIN)
+        yield customer
+
+
+async def node(administrator: Customer, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = (await administrator.call("GET", f"/api/admin/paas/nodes/{name}"))["node"]
+    return found
+
+
+@pytest.mark.promise("R3.2", "R3.3", "P2", "K11")
+async def test_a_clean_server_becomes_a_node_runs_an_app_and_is_clean_again(
+    estate: Estate, machine: Server, administrator: Customer
+) -> None:
+    before = await asyncio.to_thread(traces, machine)
+    made = await administrator.call(
+        "POST", "/api/admin/paas/join-tokens", json={"region": "edge", "labels": {"disk": "nvme"}}
+    )
+    script = await administrator.client.get(f"{estate.url}/install/node.sh")
+    assert script.text.startswith("#!/bin/bash\n")
+    machine.put("/root/node.sh", script.content)
+    token = {"BERTH_JOIN_TOKEN": made["token"]}
+    said = await asyncio.to_thread(machine.run, "bash", "/root/node.sh", told=token)
+    assert "edge-1 is ready" in said
+    assert made["token"] not in said
+
+    async def online() -> bool:
+        return bool((await node(administrator, "edge-1"))["status"] == "online")
+
+    await eventually(online, what="the node online")
+    view = await node(administrator, "edge-1")
+    assert (view["region"], view["labels"], view["address"]) == ("edge", {"disk": "nvme"}, machine.address)
+    assert view["engine"].startswith("Docker ")
+    assert view["agent"]
+    # Again: nothing is asked, nothing changes.
+    again = await asyncio.to_thread(machine.run, "bash", "/root/node.sh")
+    assert "edge-1 is ready" in again
+    assert len((await administrator.call("GET", "/api/admin/paas/nodes"))["nodes"]) == 1
+
+    machine.load_probe()
+    await runs_an_app(estate, machine, administrator)
+
+    removed = await asyncio.to_thread(machine.run, "bash", "/root/node.sh", "--remove")
+    assert "nothing of the platform is left" in removed
+    assert await asyncio.to_thread(traces, machine) == before
+
+
+async def runs_an_app(estate: Estate, machine: Server, administrator: Customer) -> None:
+    async with estate.platform.customer() as customer:
+        await customer.register("edge@example.org")
+        await administrator.call(
+            "POST",
+            f"/api/admin/organizations/{customer.organization}/credit",
+            json={"amount": "10", "note": "to begin"},
+        )
+        app = await customer.create("probe", region="edge", port=8080, retry=True)
+        await customer.deploy(app, archive({"app": "x"}))
+        await built(estate, app)
+
+        async def live() -> dict[str, Any] | None:
+            view: dict[str, Any] = await customer.call("GET", f"/api/paas/apps/{app}")
+            assert view["status"] != "failed", (view, machine.log())
+            return view if view["status"] == "running" else None
+
+        view = await eventually(live, seconds=60, every=0.2, what="the app")
+        host = httpx.URL(view["url"]).host
+        answer = await customer.client.get(f"http://{machine.address}/", headers={"Host": host})
+        assert answer.status_code == 200
+        # Nobody's root out here: the engine maps the instance's users beyond every one of the server's own.
+        owner = machine.run("bash", "-c", "stat -c %u /proc/$(pgrep -f '^/server')")
+        assert int(owner) > 1073741824 + 100_000
+
+
+async def built(estate: Estate, app: str) -> None:
+    """Plays the builder: the image is at the node's engine already."""
+    client = await nats.connect(estate.platform.running.nats.url, user=EVERYTHING, password=SECRET)
+    try:
+        js = client.jetstream()
+
+        async def asked() -> DeploymentRequested | None:
+            try:
+                found = await js.get_last_msg("EVENTS", DeploymentRequested.name)
+            except nats.js.errors.NotFoundError:
+                return None
+            return DeploymentRequested.model_validate_json(found.data or b"")
+
+        request = await eventually(asked, what="the deployment")
+        assert request.workload == app
+        event = BuildFinished(
+            build=new_id("bld"),
+            deployment=request.deployment,
+            workload=app,
+            organization=request.organization,
+            seconds=1,
+            result=BuildSucceeded(image=PROBE, digest="sha256:0", size_bytes=1, recipe="docker"),
+        )
+        await js.publish(event.subject(), orjson.dumps(event.model_dump(mode="json")))
+    finally:
+        await client.close()
+
+
+def traces(machine: Server) -> dict[str, str]:
+    """What the platform could leave on a server."""
+    return {
+        "files": machine.run(
+            "bash",
+            "-c",
+            "ls -d /{etc,var/lib,opt,run}/berth-node /usr/local/sbin/berth-node /etc/docker/daemon.json"
+            " /etc/systemd/system/berth-* 2>/dev/null || true",
+        ),
+        "users": machine.run("bash", "-c", "grep -h berth /etc/passwd /etc/subuid /etc/subgid || true"),
+        "processes": machine.run("bash", "-c", "pgrep -af 'berth|traefik|dockerd' || true"),
+        "rules": machine.run("bash", "-c", "iptables-save | grep BERTH || true"),
+        "mounts": machine.run("bash", "-c", "grep berth /proc/self/mountinfo || true"),
+    }
