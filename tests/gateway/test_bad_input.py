@@ -11,6 +11,7 @@ from contracts.api import Failure
 from runtime.store import scoped
 
 from tests.customer import Customer, archive
+from tests.gateway.test_plans import EVERY
 from tests.gateway.world import SOURCE, World, world
 from tests.harness import Servers
 
@@ -224,7 +225,7 @@ async def test_what_there_is_to_choose_is_said(here: World, customer: Customer) 
     for change, available in (
         ({"plan": "huge"}, ["nano", "small", "medium"]),
         ({"region": "moon"}, ["local"]),
-        ({"build": {"runtime": "cobol"}}, ["python-3.11"]),
+        ({"build": {"runtime": "cobol"}}, list(EVERY)),
     ):
         error = await refused(here, customer, 422, "POST", "/api/paas/apps", json={**GOOD, **change})
         assert error["details"]["available"] == available

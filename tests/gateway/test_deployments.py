@@ -55,7 +55,8 @@ async def test_from_nothing_to_running(here: World, customer: Customer) -> None:
 
     request = await here.requested(deployment)
     assert request.app_name == "garden"
-    assert [preset.name for preset in request.runtimes] == ["python-3.11"]
+    [python] = [preset for preset in request.runtimes if preset.type == "python"]
+    assert (python.image, python.build_image) == ("berth/python:3.11", "berth/python:3.11-build")
     await here.say(started(request))
     assert (await deployment_of(customer, deployment))["status"] == "building"
     await here.say(

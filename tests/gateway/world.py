@@ -31,6 +31,8 @@ from contracts.queries import (
     BuildLogPage,
     BuildQueue,
     BuildsOpen,
+    ImageExistence,
+    ImageLookup,
     NodeInfo,
     Nodes,
     OpenBuild,
@@ -79,6 +81,8 @@ class Parts:
     statements: dict[str, Statement] = field(default_factory=dict)
     logs: dict[str, list[LogLine]] = field(default_factory=lambda: defaultdict(list))
     queue: list[OpenBuild] = field(default_factory=list)
+    # What the builder knows of images: they are there, they are not, or nobody answers.
+    images: dict[str, bool] = field(default_factory=dict)
     # The builder does not answer.
     away: bool = False
 
@@ -120,6 +124,11 @@ class Parts:
             running=running,
             waiting=len(self.queue) - running,
         )
+
+    async def image(self, query: ImageLookup) -> ImageExistence:
+        if self.away:
+            raise Unavailable("the builder is away")
+        return ImageExistence(exists=self.images.get(query.reference))
 
     async def log(self, query: BuildLogAfter) -> BuildLogPage:
         if self.away:
@@ -318,6 +327,7 @@ async def opened(harness: Harness, **settings: Any) -> AsyncIterator[World]:
         (StatementOf, parts.statement),
         (BuildLogAfter, parts.log),
         (BuildsOpen, parts.builds),
+        (ImageLookup, parts.image),
     ):
         bus.answer(query, answer)
     await bus.start_broker()

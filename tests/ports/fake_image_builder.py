@@ -35,12 +35,15 @@ class FakeImageBuilder:
         self.repositories: dict[str, dict[str, str]] = {}
         self.registry: str | None = None
         self.in_use: set[str] = set()
+        self.no_room: str | None = None
+        # How long every build takes.
+        self.seconds = 0.0
         # Containers of builds under way, as (build, attempt).
         self.containers: set[tuple[str, str]] = set()
         self.builds: list[Order] = []
         # Reference -> what is there to stand on.
         self.found: dict[str, FoundImage] = {}
-        # (workload, name) -> files: what an app's builds keep for the next one.
+        # (order's cache, kind) -> files: what an app's builds keep for the next one.
         self.caches: defaultdict[tuple[str, str], dict[str, bytes]] = defaultdict(dict)
         self._kept: dict[str, KeptImage] = {}
         self._layers: set[str] = set()
@@ -91,6 +94,7 @@ class FakeImageBuilder:
         self.builds.append(order)
         self.containers.add((order.build, order.attempt))
         try:
+            await asyncio.sleep(self.seconds)
             await self._gate.wait()
             self._fail("build")
             context.seek(0)
@@ -127,6 +131,9 @@ class FakeImageBuilder:
         self._layers.add(digest[:12])
         return BuiltImage(image, len(content), tuple(sorted(ports)))
 
+    async def exists(self, reference: str) -> bool | None:
+        return reference in self.found
+
     async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
         if reference not in self.found:
             raise StepFailed("build", f"the base image {reference} cannot be had: no such image")
@@ -135,7 +142,9 @@ class FakeImageBuilder:
     @asynccontextmanager
     async def workshop(self, order: Order, setup: Setup) -> AsyncIterator[FakeWorkshop]:
         self.containers.add((order.build, order.attempt))
-        kept = {} if setup.cache is None else self.caches[order.workload, setup.cache]
+        kept = {}
+        if order.cache is not None and setup.cache is not None:
+            kept = self.caches[order.cache, setup.cache]
         try:
             yield FakeWorkshop(setup, kept)
         finally:
@@ -158,6 +167,9 @@ class FakeImageBuilder:
 
     async def sweep(self, active: Collection[str]) -> None:
         self.containers = {(build, attempt) for build, attempt in self.containers if build in active}
+
+    async def full(self) -> str | None:
+        return self.no_room
 
     async def images(self) -> tuple[KeptImage, ...]:
         return tuple(self._kept.values())

@@ -124,6 +124,18 @@ class RegionInfo(Model):
     has_room: bool
 
 
+class ImageExistence(Model):
+    # None: neither the engine has it, nor does a registry answer.
+    exists: bool | None
+
+
+class ImageLookup(Query[ImageExistence]):
+    """Whether an image can be had under a name."""
+
+    owner, what, answer = "builder", "image", ImageExistence
+    reference: str
+
+
 class Regions(Model):
     regions: tuple[RegionInfo, ...]
 
@@ -306,6 +318,27 @@ class NodeJoined(Query[Joined]):
     machine: dict[str, str] = {}
 
 
+class InstanceUse(Model):
+    instance: InstanceId
+    node: NodeName
+    process: str
+    index: int
+    cpu_millis: int
+    memory_mb: int
+    at: Moment
+
+
+class WorkloadUsage(Model):
+    instances: tuple[InstanceUse, ...]
+
+
+class UsageOf(Query[WorkloadUsage]):
+    """What the instances of a workload use, as far as their nodes have said lately."""
+
+    owner, what, answer = "scheduler", "usage", WorkloadUsage
+    workload: AppId
+
+
 class Wallet(Model):
     organization: OrganizationId
     balance: Money
@@ -352,6 +385,7 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     CredentialsOf,
     BuildLogAfter,
     BuildsOpen,
+    ImageLookup,
     RegionsWithRoom,
     AllNodes,
     NodeOf,
@@ -361,6 +395,7 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     JoinTokens,
     JoinTokenRevoked,
     NodeJoined,
+    UsageOf,
     WalletOf,
     StatementOf,
 )

@@ -1,4 +1,4 @@
-"""Plans and runtimes: what a customer can choose from, and the administrator's hand on the plans.
+"""Plans: what a customer can choose from, and the administrator's hand on them.
 
 Prices and limits are copied into an app when it is created; a change of a plan is for apps to come.
 """
@@ -12,58 +12,44 @@ from contracts.api import (
     OfferedPlanList,
     PlanList,
     PlanView,
-    RuntimeList,
-    RuntimeView,
 )
 from contracts.errors import Conflict, InvalidInput, NotFound
 from contracts.money import MICROS_PER_UNIT, Money
-from contracts.workload import Limits, RuntimePreset
+from contracts.workload import Limits
 from fastapi import APIRouter
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
+from gateway import runtimes
 from gateway.permissions import Administrator, User
 from gateway.tables import PlanRow, RuntimeRow
 
 router = APIRouter(prefix="/api", tags=["plans"])
 
-# A scope that shows no organization's rows: plans and runtimes belong to none.
-NOBODY = ""
-
 
 @router.get("/paas/plans")
 async def list_plans(caller: User) -> PlanList:
-    async with caller.desk.store.transaction(NOBODY) as tx:
-        runtimes = await _runtimes(tx)
+    async with caller.desk.store.transaction(runtimes.NOBODY) as tx:
+        offered = await runtimes.enabled(tx)
         plans = await tx.scalars(
             select(PlanRow).where(PlanRow.active).order_by(PlanRow.micros_per_hour, PlanRow.name)
         )
-    return PlanList(plans=tuple(PlanView.model_validate(_view(plan, runtimes)) for plan in plans))
-
-
-@router.get("/paas/runtimes")
-async def list_runtimes(caller: User) -> RuntimeList:
-    async with caller.desk.store.transaction(NOBODY) as tx:
-        return RuntimeList(
-            runtimes=tuple(
-                RuntimeView(name=r.name, type=r.type, version=r.version) for r in await _runtimes(tx)
-            )
-        )
+    return PlanList(plans=tuple(PlanView.model_validate(_view(plan, offered)) for plan in plans))
 
 
 @router.get("/admin/paas/plans")
 async def list_all_plans(caller: Administrator) -> OfferedPlanList:
     async with caller.desk.store.transaction(PLATFORM) as tx:
-        runtimes = await _runtimes(tx)
+        offered = await runtimes.enabled(tx)
         plans = await tx.scalars(select(PlanRow).order_by(PlanRow.micros_per_hour, PlanRow.name))
-    return OfferedPlanList(plans=tuple(_offered(plan, runtimes) for plan in plans))
+    return OfferedPlanList(plans=tuple(_offered(plan, offered) for plan in plans))
 
 
 @router.post("/admin/paas/plans", status_code=201)
 async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
     async with caller.desk.store.transaction(PLATFORM) as tx:
-        runtimes = await _known(tx, new.runtimes)
+        offered = await _known(tx, new.runtimes)
         written = await tx.execute(
             insert(PlanRow)
             .values(
@@ -83,7 +69,7 @@ async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
         plan = written.scalar_one_or_none()
         if plan is None:
             raise Conflict("there is a plan of this name already; change it with PATCH", name=new.name)
-        return _offered(plan, runtimes)
+        return _offered(plan, offered)
 
 
 @router.patch("/admin/paas/plans/{name}")
@@ -96,7 +82,7 @@ async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> O
         plan = await tx.get(PlanRow, name, lock=True)
         if plan is None:
             raise NotFound("there is no such plan; GET /api/admin/paas/plans lists them", plan=name)
-        runtimes = await _known(tx, change.runtimes)
+        offered = await _known(tx, change.runtimes)
         if change.limits is not None:
             plan.limits = change.limits.model_dump()
         if change.hourly is not None:
@@ -107,7 +93,7 @@ async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> O
             plan.runtimes = None if change.runtimes is None else list(change.runtimes)
         for field in given & {"title", "max_replicas", "volume_mb", "active"}:
             setattr(plan, field, getattr(change, field))
-        return _offered(plan, runtimes)
+        return _offered(plan, offered)
 
 
 def micros(amount: str) -> int:
@@ -126,22 +112,9 @@ async def offered_plan(tx: Tx, name: str) -> PlanRow:
     return plan
 
 
-async def presets_for(tx: Tx, plan: PlanRow | None) -> tuple[RuntimePreset, ...]:
-    """The runtimes an app on the plan may use."""
-    return tuple(
-        RuntimePreset.model_validate(row, from_attributes=True)
-        for row in await _runtimes(tx)
-        if plan is None or plan.runtimes is None or row.name in plan.runtimes
-    )
-
-
-async def _runtimes(tx: Tx) -> list[RuntimeRow]:
-    return await tx.scalars(select(RuntimeRow).where(RuntimeRow.active).order_by(RuntimeRow.name))
-
-
 async def _known(tx: Tx, names: tuple[str, ...] | None) -> list[RuntimeRow]:
-    runtimes = await _runtimes(tx)
-    available = [runtime.name for runtime in runtimes]
+    offered = await runtimes.enabled(tx)
+    available = [runtime.name for runtime in offered]
     unknown = sorted(set(names or ()) - set(available))
     if unknown:
         raise InvalidInput(
@@ -149,14 +122,14 @@ async def _known(tx: Tx, names: tuple[str, ...] | None) -> list[RuntimeRow]:
             runtimes=unknown,
             available=available,
         )
-    return runtimes
+    return offered
 
 
-def _offered(plan: PlanRow, runtimes: list[RuntimeRow]) -> OfferedPlan:
-    return OfferedPlan.model_validate({**_view(plan, runtimes), "active": plan.active})
+def _offered(plan: PlanRow, offered: list[RuntimeRow]) -> OfferedPlan:
+    return OfferedPlan.model_validate({**_view(plan, offered), "active": plan.active})
 
 
-def _view(plan: PlanRow, runtimes: list[RuntimeRow]) -> dict[str, object]:
+def _view(plan: PlanRow, offered: list[RuntimeRow]) -> dict[str, object]:
     return {
         "name": plan.name,
         "title": plan.title,
@@ -165,5 +138,5 @@ def _view(plan: PlanRow, runtimes: list[RuntimeRow]) -> dict[str, object]:
         "volume_mb": plan.volume_mb,
         "hourly": Money(micros=plan.micros_per_hour, currency=plan.currency),
         "monthly": Money(micros=plan.micros_per_month, currency=plan.currency),
-        "runtimes": [r.name for r in runtimes if plan.runtimes is None or r.name in plan.runtimes],
+        "runtimes": [r.name for r in offered if plan.runtimes is None or r.name in plan.runtimes],
     }

@@ -33,6 +33,8 @@ def create(
             source_bytes=settings.source_mb * MIB,
             ca_bundle=ca_bundle,
             registry=settings.registry,
+            allow_private_registry=settings.allow_private_registry,
+            least_free_mb=settings.least_free_mb,
         )
     loops: list[Loop] = []
 
@@ -55,6 +57,7 @@ def create(
         answers={
             queries.BuildLogAfter: functools.partial(build_log.answer, runtime),
             queries.BuildsOpen: queue.answer,
+            queries.ImageLookup: builds.look_up,
         },
         reports=(reports.BuildLog,),
         loops=[*loops, Loop("pending", queue.heal, every=45.0), Loop("janitor", janitor.work, every=300.0)],

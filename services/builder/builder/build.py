@@ -13,20 +13,21 @@ from typing import BinaryIO
 
 import structlog
 from contracts.errors import BerthError, InvalidInput, TooLarge, Unavailable
-from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, GitSource
+from contracts.queries import ImageExistence, ImageLookup
+from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, Commit, GitSource, ImageSource
 from runtime.runtime import Runtime
 
-from builder import classic, context, lifecycle, recipe, repository
+from builder import classic, context, lifecycle, recipe
 from builder.build_log import LeaseLost, LogWriter
 from builder.buildpacks import Classic
 from builder.cnb import Lifecycle
 from builder.given import Given, opened
 from builder.hints import hint_for
-from builder.image_builder import ImageBuilder, Order, StepFailed
+from builder.image_builder import BuiltImage, ImageBuilder, Order, StepFailed
 from builder.material import Material, Product
 from builder.queue import ATTEMPTS, Claimed, Queue
 from builder.settings import MIB, BuilderSettings
-from builder.upload import download
+from builder.source import Sources
 
 log = structlog.get_logger("builder.build")
 
@@ -44,8 +45,15 @@ class Builds:
     queue: Queue
     ca_bundle: bytes | None
 
+    async def look_up(self, query: ImageLookup) -> ImageExistence:
+        return ImageExistence(exists=await self.images.exists(query.reference))
+
     async def work(self) -> bool:
-        """The next build, whole; False when none waits."""
+        """The next build, whole; False when none waits, or nothing can be built."""
+        why = await self.images.full()
+        if why is not None:
+            log.warning("no build is begun", why=why)
+            return False
         claimed = await self.queue.claim()
         if claimed is None:
             return False
@@ -126,7 +134,13 @@ class Builds:
         except StepFailed as error:
             hint = error.hint or hint_for(error.message, writer.tail)
             message = writer.masked(error.message)
-            return BuildFailed(step=error.step, exit_code=error.exit_code, message=message, hint=hint)
+            return BuildFailed(
+                step=error.step,
+                exit_code=error.exit_code,
+                message=message,
+                hint=hint,
+                **error.commit.model_dump(),
+            )
         except LeaseLost:
             raise
         except Exception as error:
@@ -186,7 +200,16 @@ class Builds:
         with contextlib.ExitStack() as files:
             archive = files.enter_context(tempfile.TemporaryFile())
             packed = files.enter_context(tempfile.TemporaryFile())
-            return await self._steps(claimed, order, archive, packed, writer, given=given)
+            sources = Sources(self.runtime, self.settings, self.images)
+            if isinstance(request.source, ImageSource):
+                image = await sources.pull(request, request.source, order, writer)
+                return await self._published(claimed, order, image, writer, made_by="image")
+            commit = await sources.take(request, order, archive, writer)
+            try:
+                return await self._steps(claimed, order, archive, packed, writer, given=given, commit=commit)
+            except StepFailed as error:
+                error.commit = commit
+                raise
 
     async def _steps(
         self,
@@ -197,9 +220,9 @@ class Builds:
         writer: LogWriter,
         *,
         given: Given,
+        commit: Commit,
     ) -> BuildSucceeded:
         request = claimed.request
-        commit = await self._source(claimed, order, archive, writer)
         fetched = isinstance(request.source, GitSource)
         limits = self.settings.source_limits(links=fetched)
         try:
@@ -232,7 +255,7 @@ class Builds:
                 limits_of_git=self.settings.source_limits(links=True),
                 survey=found,
                 variables={**given.plain, **given.secrets},
-                commit=commit,
+                commit=commit.commit,
                 uid=request.uid or _SOMEBODY,
                 ca_bundle=self.ca_bundle,
                 allow_private=self.settings.allow_private_git,
@@ -252,35 +275,25 @@ class Builds:
                 arguments=chosen.arguments,
             )
 
+        done = await self._published(claimed, order, image, writer, made_by=chosen.name)
+        return done.model_copy(update={"processes": dict(processes), **commit.model_dump()})
+
+    async def _published(
+        self, claimed: Claimed, order: Order, image: BuiltImage, writer: LogWriter, *, made_by: str
+    ) -> BuildSucceeded:
         published = await self.images.publish(order, image, writer.of("image"))
         await writer.write(
             "image", "platform", f"The image has {image.size_bytes:,} bytes: {published.digest}"
         )
+        start = claimed.request.build.start_command
         return BuildSucceeded(
             image=published.reference,
             digest=published.digest,
             size_bytes=image.size_bytes,
-            recipe=chosen.name,
-            processes=dict(processes),
+            recipe=made_by,
+            processes={"web": start} if start else {},
             port=image.ports[0] if len(image.ports) == 1 else None,
-            commit=commit,
         )
-
-    async def _source(
-        self, claimed: Claimed, order: Order, archive: BinaryIO, writer: LogWriter
-    ) -> str | None:
-        source = claimed.request.source
-        if isinstance(source, GitSource):
-            await writer.write(
-                "source", "platform", f"Fetching {source.url} ({source.ref or 'default branch'})."
-            )
-            checked = await repository.check(source, allow_private=self.settings.allow_private_git)
-            commit = await self.images.fetch(order, checked, archive, writer.of("source"))
-            await writer.write("source", "platform", f"Commit {commit}.")
-            return commit
-        await writer.write("source", "platform", f"Taking the upload {source.source}.")
-        await download(self.runtime.bus, source, archive)
-        return None
 
 
 async def _made(by: Classic | Lifecycle, material: Material, processes: Mapping[str, str]) -> Product:

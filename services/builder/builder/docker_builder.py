@@ -8,7 +8,6 @@ firewall covers. Used by the builds' loops; several builders may share one engin
 import asyncio
 import base64
 import contextlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -17,11 +16,15 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import structlog
+from contracts.credentials import RegistryLogin
 from contracts.errors import NotFound, ProviderFailed, Unavailable
+from contracts.git_address import is_public
+from contracts.image_reference import HUB, ImageReference
 from runtime.clock import Clock
 
 from builder import marking
 from builder.build_output import BuildOutput
+from builder.docker_steps import ATTEMPT, Steps, sign
 from builder.docker_workshop import Workshops, load
 from builder.dockerfile import triggers
 from builder.engine_api import EngineApi, Refused, tar_of
@@ -29,6 +32,7 @@ from builder.git_sandbox import GitSandbox
 from builder.hints import is_ours
 from builder.image_builder import (
     BuiltImage,
+    Fetched,
     FoundImage,
     KeptImage,
     Order,
@@ -39,7 +43,8 @@ from builder.image_builder import (
     StepFailed,
     Workshop,
 )
-from builder.repository import is_public, resolve
+from builder.registry import Registries
+from builder.repository import resolve
 
 log = structlog.get_logger("builder.engine")
 
@@ -47,13 +52,16 @@ MIB = 1024 * 1024
 _PERIOD = 100_000
 # Images of the platform itself, made on the engine and never pulled.
 OWN = "berth/"
-PREFIX, BUILD, ATTEMPT = "berth.prefix", "berth.build", "berth.attempt"
+PREFIX, BUILD = "berth.prefix", "berth.build"
 # An app's image is known by its name alone: for a label the engine makes a step of its own, 70 ms.
 _APPS_IMAGE = re.compile(r"^(?P<place>.+)/(?P<workload>app_[0-9a-z]{26}):(?P<deployment>dep_[0-9a-z]{26})$")
+_APPS_NAME = re.compile(r"(^|/)app_[0-9a-z]{26}([:@]|$)")
 # A container of a build that no builder knows any more is not swept before it has had time to end by itself.
 _ABANDONED = timedelta(minutes=10)
 # How long a build waits for an image the platform is still making, and how often it looks.
 _MAKING, _LOOK = 600.0, 1.0
+# How long a registry is given to say whether it has an image.
+_REGISTRY_SECONDS = 4.0
 # What the last step of a stopped build is given to leave the network.
 _LEAVING = (0.0, 0.5, 1.0)
 
@@ -72,16 +80,19 @@ class DockerBuilder:
         source_bytes: int,
         ca_bundle: bytes | None,
         registry: str | None,
+        least_free_mb: int,
+        allow_private_registry: bool = False,
     ) -> None:
         self._api = api
         self._clock = clock
         self._prefix = prefix
-        self._pids = pids
         self._registry = registry
+        self._allow_private_registry = allow_private_registry
         self._longest = timedelta(seconds=build_seconds)
         self._layers: set[str] = set()
         self._engine: str | None = None
         self.network = f"{prefix}-build"
+        self._steps = Steps(api, clock, network=self.network, pids=pids, least_free_mb=least_free_mb)
         self._git = GitSandbox(
             api,
             network=self.network,
@@ -96,10 +107,21 @@ class DockerBuilder:
 
     # --- building ----------------------------------------------------------------------------------
 
-    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> str:
+    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> Fetched:
         await self.ensure_network()
         labels = {PREFIX: self._prefix, BUILD: order.build, ATTEMPT: order.attempt}
         return await self._git.fetch(labels, repository, into, say)
+
+    async def pull(
+        self, order: Order, reference: ImageReference, login: RegistryLogin | None, say: Say
+    ) -> BuiltImage:
+        name = str(reference).removeprefix(f"{HUB}/")
+        ours = self._registry is not None and name.startswith(f"{self._registry}/")
+        if ours or name.startswith(OWN) or _is_an_apps(name):
+            raise StepFailed("source", f"the image {reference} is the platform's own")
+        registries = Registries(self._api, order.disk_mb * MIB, self._allow_private_registry)
+        own = (f"{self._prefix}/{order.workload}", order.deployment)
+        return await registries.pull(reference, login, own, say)
 
     async def build(
         self,
@@ -125,6 +147,8 @@ class DockerBuilder:
             "cpuperiod": _PERIOD,
             "cpuquota": order.cpu_millis * _PERIOD // 1000,
             "networkmode": self.network,
+            "extrahosts": sign(order),
+            "ulimits": [{"Name": "fsize", "Soft": order.disk_mb * MIB, "Hard": order.disk_mb * MIB}],
             "target": target,
             "buildargs": dict(arguments or {}),
             # What a base image triggers runs before the mark that keeps caches apart.
@@ -138,7 +162,7 @@ class DockerBuilder:
             output = BuildOutput(marking.mark_of(order.cache), marks)
         try:
             async with (
-                self._few_processes(),
+                self._steps.watched(order, lambda: output.layers),
                 self._api.stream("POST", "/build", query, tar_of(context)) as chunks,
             ):
                 async for chunk in chunks:
@@ -160,6 +184,21 @@ class DockerBuilder:
         ports = {int(port.partition("/")[0]) for port in found["Config"].get("ExposedPorts") or {}}
         return BuiltImage(output.image, found["Size"], tuple(sorted(ports)))
 
+    async def exists(self, reference: str) -> bool | None:
+        try:
+            async with asyncio.timeout(_REGISTRY_SECONDS):
+                if await self._image(reference) is not None:
+                    return True
+                if reference.startswith(OWN):
+                    return await self._image(_making(reference)) is not None
+                await self._api.call("GET", f"/distribution/{quote(reference)}/json")
+                return True
+        except Refused as error:
+            # The engine's own word for a registry that could not be asked is 500.
+            return False if error.status in (401, 403, 404) else None
+        except (Unavailable, TimeoutError):
+            return None
+
     async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
         await self._admit(reference, say, trusted=trusted)
         found = await self._image(reference)
@@ -173,7 +212,7 @@ class DockerBuilder:
     async def workshop(self, order: Order, setup: Setup) -> AsyncIterator[Workshop]:
         await self.ensure_network()
         labels = {PREFIX: self._prefix, BUILD: order.build, ATTEMPT: order.attempt}
-        async with self._workshops.open(order, setup, labels) as workshop:
+        async with self._steps.watched(order), self._workshops.open(order, setup, labels) as workshop:
             yield workshop
 
     async def load(self, order: Order, archive: BinaryIO, image: str, ports: tuple[int, ...]) -> BuiltImage:
@@ -183,32 +222,8 @@ class DockerBuilder:
         found = await self._api.call("GET", f"/images/{image}/json")
         return BuiltImage(image, found["Size"], ports)
 
-    @contextlib.asynccontextmanager
-    async def _few_processes(self) -> AsyncIterator[None]:
-        """The classic builder has no limit of processes: each step gets one as it joins the network."""
-        filters = {"type": ["network"], "event": ["connect"], "network": [self.network]}
-        async with self._api.stream("GET", "/events", {"filters": filters}) as chunks:
-            limiting = asyncio.create_task(self._limit_each(chunks), name="limit processes")
-            try:
-                yield
-            finally:
-                limiting.cancel()
-                for outcome in await asyncio.gather(limiting, return_exceptions=True):
-                    if isinstance(outcome, Exception):
-                        log.warning("steps of a build ran without a limit of processes", error=str(outcome))
-
-    async def _limit_each(self, chunks: AsyncIterator[bytes]) -> None:
-        rest = b""
-        async for chunk in chunks:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                container = json.loads(line)["Actor"]["Attributes"]["container"]
-                try:
-                    await self._api.call(
-                        "POST", f"/containers/{container}/update", body={"PidsLimit": self._pids}
-                    )
-                except (Refused, Unavailable) as error:
-                    log.debug("a step ended before it was limited", container=container, error=str(error))
+    async def full(self) -> str | None:
+        return await self._steps.full()
 
     async def _end_step(self, container: str | None) -> None:
         """The engine ends a build that is given up by itself, but for a step that is just starting."""
@@ -235,7 +250,7 @@ class DockerBuilder:
                 found = await self._image(base)
         except Refused as error:
             raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
-        if _is_an_apps(found or {}):
+        if _is_an_apps(base):
             raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
         triggered = (found or {}).get("Config", {}).get("OnBuild") or ()
         inherited = triggers(triggered)
@@ -245,12 +260,11 @@ class DockerBuilder:
 
     async def _made(self, own: str, say: Say) -> dict[str, Any]:
         """An image of the platform itself, which may be in the making: then a name of its own says so."""
-        name, _, tag = own.removeprefix(OWN).partition(":")
         deadline = self._clock.monotonic() + _MAKING
-        if await self._image(f"{OWN}making:{name}-{tag}") is not None:
+        if await self._image(_making(own)) is not None:
             await say("platform", f"Waiting for the platform's image {own}, which is being made.")
         while (found := await self._image(own)) is None:
-            making = await self._image(f"{OWN}making:{name}-{tag}")
+            making = await self._image(_making(own))
             if making is None or self._clock.monotonic() > deadline:
                 raise StepFailed(
                     "build",
@@ -271,6 +285,7 @@ class DockerBuilder:
 
     async def _pull(self, base: str, say: Say, *, trusted: bool) -> None:
         first, _, rest = base.partition("/")
+        trusted = trusted or self._allow_private_registry
         if not trusted and rest and ("." in first or ":" in first or first == "localhost"):
             host, _, port = first.partition(":")
             try:
@@ -449,8 +464,15 @@ class DockerBuilder:
                 log.debug("the builds' network is in use", network=self.network, error=error.words)
 
 
-def _is_an_apps(image: dict[str, Any]) -> bool:
-    return any(_APPS_IMAGE.match(tag) for tag in image.get("RepoTags") or ())
+def _making(own: str) -> str:
+    """The name there is while an image of the platform is being made."""
+    name, _, tag = own.removeprefix(OWN).partition(":")
+    return f"{OWN}making:{name}-{tag}"
+
+
+def _is_an_apps(name: str) -> bool:
+    """By its name alone: an image from elsewhere that an app is made of stays everybody's to build on."""
+    return _APPS_NAME.search(name) is not None
 
 
 def _failed(output: BuildOutput) -> Exception:

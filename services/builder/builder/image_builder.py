@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from contracts.credentials import DeployKey, GitToken, RegistryLogin
 from contracts.git_address import GitAddress
 from contracts.image_reference import ImageReference
+from contracts.workload import Commit
 
 Step = Literal["source", "recipe", "build", "image"]
 Stream = Literal["stdout", "stderr", "platform"]
@@ -30,6 +31,8 @@ class StepFailed(Exception):
         self.message = message.replace("\0", "")
         self.exit_code = exit_code
         self.hint = hint
+        # What was being built, once that is known.
+        self.commit = Commit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,10 @@ class ImageBuilder(Protocol):
         the stage that becomes the image, `arguments` what the ARGs are."""
         ...
 
+    async def exists(self, reference: str) -> bool | None:
+        """Whether the engine has an image, or a registry; None: nobody answers."""
+        ...
+
     async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
         """An image a build may stand on, pulled if need be. `trusted`: the administrator names it."""
         ...
@@ -190,6 +197,10 @@ class ImageBuilder(Protocol):
 
     async def sweep(self, active: Collection[str]) -> None:
         """Removes what builds left that are not `active`: containers."""
+        ...
+
+    async def full(self) -> str | None:
+        """Why nothing can be built now: there is no room."""
         ...
 
     async def images(self) -> tuple[KeptImage, ...]:

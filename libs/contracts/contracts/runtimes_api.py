@@ -1,0 +1,54 @@
+"""The models of the routes on runtimes: what an administrator offers apps to be built with."""
+
+from typing import Annotated, Literal
+
+from pydantic import StringConstraints
+
+from contracts.api import BuilderImage, Command, RuntimeView
+from contracts.model import Model, Strict
+
+# What knows how to build with it: a recipe of the platform, or buildpacks.
+RuntimeType = Literal["python", "node", "php", "ruby", "go", "java", "static", "cnb", "buildpack"]
+RuntimeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,38}[a-z0-9]$")]
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9][0-9A-Za-z.-]{0,29}$")]
+
+
+class OfferedRuntime(RuntimeView):
+    image: str
+    build_image: str | None
+    install_command: str | None
+    build_command: str | None
+    start_command: str | None
+    active: bool
+    # What could not be checked when it was saved.
+    warnings: tuple[str, ...] = ()
+
+
+class OfferedRuntimeList(Model):
+    runtimes: tuple[OfferedRuntime, ...]
+
+
+class CreateRuntime(Strict):
+    """`image` is what apps run in, `build_image` where they are built; none: in the same."""
+
+    type: RuntimeType
+    version: Version
+    image: BuilderImage
+    build_image: BuilderImage | None = None
+    # None: type and version, as in node-24.
+    name: RuntimeName | None = None
+    install_command: Command | None = None
+    build_command: Command | None = None
+    start_command: Command | None = None
+
+
+class ChangeRuntime(Strict):
+    """What is absent stays; null takes a command or the build image away. It is for builds to come."""
+
+    version: Version | None = None
+    image: BuilderImage | None = None
+    build_image: BuilderImage | None = None
+    install_command: Command | None = None
+    build_command: Command | None = None
+    start_command: Command | None = None
+    active: bool | None = None
