@@ -140,6 +140,14 @@ SAMPLES: tuple[Model, ...] = (
         words="killed",
     ),
     _event(
+        events.InstanceCrashed,
+        **{k: v for k, v in INSTANCE.items() if k not in ("generation", "deployment", "rate", "started_at")},
+        exit_code=137,
+        words="web.1 crashed 5 times in 2 minutes, next try in 40 s; the last time: exit code 1",
+        crashes=5,
+        seconds_away=40,
+    ),
+    _event(
         events.RolloutFinished,
         **OF_DEPLOYMENT,
         node="local",

@@ -103,6 +103,11 @@ async def victim(here: World) -> dict[str, str]:
         row = tables.JobLineRow(job=job, sequence=1, stream="stdout", text="theirs")
         row.organization, row.at = customer.organization, here.harness.clock.now()
         tx.add(row)
+        trouble = tables.ActivityRow(
+            id="crash-of-theirs", organization=customer.organization, workload=app, kind="crashed"
+        )
+        trouble.process, trouble.words, trouble.at = "web.1", "it crashed", here.harness.clock.now()
+        tx.add(trouble)
     return {
         "app": app,
         "job": job,

@@ -4,9 +4,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from contracts.events import AppChanged, JobCancelled, JobEnded, JobPlaced, JobRequested
+from contracts.events import (
+    AppChanged,
+    InstanceCrashed,
+    InstanceStopped,
+    JobCancelled,
+    JobEnded,
+    JobPlaced,
+    JobRequested,
+)
+from contracts.ids import new_id
 from contracts.jobs import Job, JobLine
 from contracts.reports import JobOutput
+from contracts.workload import Slot
 from gateway import sweeps
 from gateway.tables import JobRow
 from runtime.store import PLATFORM
@@ -211,3 +221,43 @@ async def test_what_is_not_kept_of_a_long_output_is_counted(here: World, custome
         "line 9999",
         "line 10000",
     ]
+
+
+@pytest.mark.promise("U21")
+async def test_what_instances_suffer_is_shown_and_noted(here: World, customer: Customer) -> None:
+    app, spec = await here.live(customer, "suffering")
+    crash = InstanceCrashed(
+        node="local",
+        instance=new_id("ins"),
+        workload=app,
+        organization=spec.organization,
+        slot=Slot(process="web", index=0),
+        exit_code=1,
+        words="web.1 crashed 5 times in 2 minutes, next try in 40 s; the last time: exit code 1",
+        crashes=5,
+        seconds_away=40,
+    )
+    restarted = InstanceStopped(
+        **crash.model_dump(include={"node", "instance", "workload", "organization", "slot"}),
+        generation=spec.generation,
+        deployment=spec.deployment,
+        rate=spec.rate,
+        started_at=crash.at,
+        stopped_at=crash.at,
+        reason="unhealthy",
+        words="3 checks in a row failed: nothing answers on port 8080",
+    )
+    await here.say(crash, crash, restarted)
+    view = await customer.call("GET", f"/api/paas/apps/{app}")
+    assert (view["status"], view["reason"]) == ("running", crash.words)
+    noted = (await customer.call("GET", f"/api/paas/apps/{app}/activity"))["activity"]
+    assert [(entry["kind"], entry["process"]) for entry in noted] == [
+        ("restarted", "web.1"),
+        ("crashed", "web.1"),
+    ]
+    assert noted[0]["words"] == (
+        "web.1 was restarted: 3 checks in a row failed: nothing answers on port 8080"
+    )
+    # A new state is a new chance.
+    await customer.call("POST", f"/api/paas/apps/{app}/restart")
+    assert (await customer.call("GET", f"/api/paas/apps/{app}"))["reason"] != crash.words

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -38,6 +38,10 @@ def check(**changes: object) -> HealthCheck:
     return HealthCheck.model_validate({"kind": "http", "path": "/up", "timeout_seconds": 0.3, **changes})
 
 
+def asks(chosen: HealthCheck, port: int) -> Callable[[], Awaitable[str | None]]:
+    return lambda: probe(chosen, ADDRESS, port)
+
+
 ANSWERS = {
     b"HTTP/1.1 200 OK\r\n\r\n": None,
     b"HTTP/1.0 302 Found\r\nLocation: /\r\n\r\n": None,
@@ -70,7 +74,7 @@ async def test_readiness_is_noticed_at_once_and_believed_at_its_first_answer() -
     async def never() -> str | None:
         return None
 
-    waiting = asyncio.create_task(until_ready(check(), ADDRESS, port, SystemClock(), never))
+    waiting = asyncio.create_task(until_ready(check(), asks(check(), port), SystemClock(), never))
     await asyncio.sleep(0.3)
     assert not waiting.done()
     async with server(b"HTTP/1.1 200 OK\r\n\r\n", port) as (_, asked):
@@ -85,7 +89,7 @@ async def test_it_is_given_up_at_the_end_of_its_start_period() -> None:
         return None
 
     port = free_port()
-    why = await until_ready(check(start_seconds=0.2), ADDRESS, port, SystemClock(), never)
+    why = await until_ready(check(start_seconds=0.2), asks(check(), port), SystemClock(), never)
     assert why == f"not ready after 0.2 s: nothing answers on port {port} (connection refused)"
 
 
@@ -93,4 +97,4 @@ async def test_it_is_given_up_when_nobody_waits_any_more() -> None:
     async def at_once() -> str | None:
         return "was given up"
 
-    assert await until_ready(check(), ADDRESS, free_port(), SystemClock(), at_once) == "was given up"
+    assert await until_ready(check(), asks(check(), free_port()), SystemClock(), at_once) == "was given up"

@@ -76,7 +76,7 @@ async def test_what_a_failed_release_printed_is_told(real: World) -> None:
     broken = next_release(app, processes=shouting)
     await real.want(wanted(broken, 2))
     finished = await real.finished(broken)
-    told = r"web\.1 ended [3-9] times before it was ready, the last time with exit code 3"
+    told = r"web\.1 ended [3-9] times before it was ready, the last time: exit code 3"
     assert re.fullmatch(told, str(finished.reason))
     assert finished.log_tail[-1] == "no such table: users"
     await real.answers("hello.localhost", "web-1 8080")

@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 from contracts.errors import ProviderFailed
-from contracts.events import InstanceStopped
+from contracts.events import InstanceCrashed, InstanceStopped
 from contracts.ids import new_id
+from contracts.workload import HealthCheck, Slot
+from node_agent.crashes import Crashes
 from node_agent.engine import Blueprint, Identity, Instance
 
 from tests.harness import eventually
@@ -75,7 +77,7 @@ async def test_a_deaf_one_stays_until_something_better_is_ready(world: World) ->
 
 async def test_one_that_wrote_too_much_is_replaced(world: World) -> None:
     app, (name,) = await world.live()
-    world.engine.written[name] = 65 * 2**20
+    world.engine.writes[name] = 65 * 2**20
     service = world.harness.hosts["node-agent"].service
     disks = next(loop for loop in service.loops if loop.name == "disks")
     disks.nudge()
@@ -158,3 +160,50 @@ async def test_an_address_that_was_lost_leaves_the_routes_before_anything_is_mad
     await world.answers("hello.localhost", (await world.running(app))[0])
     assert len(seen) == 1
     assert lost.address not in seen[0]
+
+
+async def test_who_crashes_again_and_again_is_told_of_in_words(world: World) -> None:
+    app, (name,) = await world.live()
+    for number in range(1, 6):
+        await world.running(app)
+        if number < 5:
+            await world.engine.die(name, 1)
+        else:
+            await world.engine.starve(name)
+    told = [e.words for e in await crashes(world, 4)]
+    assert told[0] == "web.1 crashed (exit code 1) and is started again"
+    assert told[1] == "web.1 crashed 2 times in 2 minutes; the last time: exit code 1"
+    last = "web.1 crashed 5 times in 2 minutes, next try in 2 s; the last time: killed: out of memory (64 MB)"
+    assert told[-1] == last
+
+
+async def crashes(world: World, number: int) -> list[InstanceCrashed]:
+    async def look() -> list[InstanceCrashed] | None:
+        found = await world.harness.events(InstanceCrashed)
+        return found if len(found) >= number else None
+
+    return await eventually(look, what=f"{number} crashes")
+
+
+def test_the_longer_a_loop_goes_on_the_longer_it_waits_and_the_less_is_told() -> None:
+    crashes, slot = Crashes(), Slot(process="web", index=0)
+    told = [n for second in range(40) if (n := crashes.note(slot, float(second))) is not None]
+    assert told == [1, 2, 3, 5, 10, 20, 30, 40]
+    assert crashes.wait(slot) == 60.0
+    # A good while later it begins anew.
+    assert crashes.note(slot, 500.0) == 1
+    assert crashes.wait(slot) == 0.1
+
+
+@pytest.mark.promise("U21")
+async def test_a_check_by_command_replaces_who_fails_it_three_times(world: World) -> None:
+    check = {"kind": "command", "command": ("check",), "interval_seconds": 0.1, "start_seconds": 3}
+    world.engine.checks["check"] = "exit 0"
+    app, (name,) = await world.live(health=HealthCheck.model_validate(check))
+    world.engine.checks["check"] = "echo no database; exit 1"
+    world.engine.failing_check_of = name
+    stopped = await world.stopped(name)
+    assert stopped.reason == "unhealthy"
+    assert stopped.words == ("3 checks in a row failed: the check `check` failed (exit code 1): no database")
+    (other,) = await world.running(app)
+    assert other != name

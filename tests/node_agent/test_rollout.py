@@ -1,12 +1,13 @@
 """Releases come to life as a whole or not at all, and the old one serves until then."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from contracts.errors import ProviderFailed, Unavailable
 from contracts.events import InstanceStarted, InstanceStopped, RolloutFinished
 from contracts.workload import Endpoints, NodeWorkload, Process, Slot
-from node_agent.engine import Instance
+from node_agent.engine import Blueprint, Instance
 
 from tests.harness import eventually
 from tests.node_agent.conftest import World, next_release, replicas, spec, wanted
@@ -102,7 +103,7 @@ async def test_a_release_that_ends_at_once_says_with_what(world: World) -> None:
     await world.start()
     finished = await world.finished(app)
     assert not finished.ok
-    assert finished.reason == "web.1 ended 3 times before it was ready, the last time with exit code 3"
+    assert finished.reason == "web.1 ended 3 times before it was ready, the last time: exit code 3"
     assert finished.log_tail[-1] == "ending with 3"
     await world.running(app, 0)
     assert await world.started() == []
@@ -261,3 +262,61 @@ async def test_an_engine_that_is_away_for_a_while_holds_up_and_fails_nothing(wor
     assert (await world.finished(app)).ok
     assert len(await world.harness.events(InstanceStarted)) == 1
     assert await world.harness.events(InstanceStopped) == []
+
+
+async def test_many_replicas_are_replaced_a_few_at_a_time(world: World) -> None:
+    world.settings["rollout_batch"] = 2
+    app, before = await world.live(count=6)
+    most = 0
+    create = world.engine.create
+
+    async def count(blueprint: Blueprint) -> Instance:
+        nonlocal most
+        most = max(most, len(await world.engine.instances(app.id)) + 1)
+        return await create(blueprint)
+
+    world.engine.create = count  # type: ignore[method-assign]
+    new = next_release(app, image="app:2")
+    async with Load(world.traefik.port, "hello.localhost") as load:
+        await load.more(50)
+        await world.want(wanted(new, 2, 6))
+        assert (await world.finished(new)).ok
+        await world.running(new, 6)
+        await load.more(50)
+    assert load.failed == 0, load.answers
+    assert most == 8
+    assert {(await world.stopped(name)).reason for name in before} == {"replaced"}
+
+
+@pytest.mark.promise("P11")
+async def test_a_batch_that_fails_takes_the_ones_before_it_back(world: World) -> None:
+    world.settings["rollout_batch"] = 2
+    app, before = await world.live(count=6)
+    made = 0
+    create = world.engine.create
+
+    async def third_batch_is_deaf(blueprint: Blueprint) -> Instance:
+        nonlocal made
+        if blueprint.image == "app:2":
+            made += 1
+            if made > 4:
+                blueprint = replace(blueprint, command="sleep 1000")
+        return await create(blueprint)
+
+    world.engine.create = third_batch_is_deaf  # type: ignore[method-assign]
+    broken = next_release(app, image="app:2")
+    async with Load(world.traefik.port, "hello.localhost") as load:
+        await world.want(wanted(broken, 2, 6))
+        finished = await world.finished(broken)
+
+        async def only_old() -> bool:
+            found = await world.engine.instances(app.id)
+            return [i.identity.fingerprint for i in found] == [app.fingerprint()] * 6
+
+        await eventually(only_old, what="the old release, whole")
+        await load.more(20)
+    assert load.failed == 0, load.answers
+    assert not finished.ok
+    assert finished.running == 6
+    # Two never left; four were raised again.
+    assert len(set(before) & set(await world.running(app, 6))) == 2

@@ -101,8 +101,12 @@ class FakeEngine:
         # It tells of nothing that happens.
         self.silent = False
         self.restart_seconds = 0.05
+        # What a command of a health check does; once an instance is named, to that one alone.
+        self.checks: dict[str, str] = {}
+        self.failing_check_of: str | None = None
         # Bytes an instance has written to its disk.
-        self.written: dict[str, int] = {}
+        self.writes: dict[str, int] = {}
+        self.uses: dict[str, Usage] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._containers: dict[str, _Container] = {}
@@ -256,7 +260,11 @@ class FakeEngine:
         if container.state != "running":
             raise ProviderFailed(f"{instance} does not run")
         session = FakeSession()
-        work = self._obey(" ".join(command), container.blueprint.environment | environment, session)
+        obeyed = " ".join(command)
+        if obeyed in self.checks:
+            healthy = self.failing_check_of not in (None, instance)
+            obeyed = "exit 0" if healthy else self.checks[obeyed]
+        work = self._obey(obeyed, container.blueprint.environment | environment, session)
 
         async def run() -> None:
             session.code = await work
@@ -274,7 +282,12 @@ class FakeEngine:
     async def usage(self, instance: str) -> Usage:
         self._called("usage")
         container = self._container(instance)
-        return Usage(0.5, 16 * 2**20, self.written.get(container.blueprint.identity.instance, 0))
+        used = self.uses.get(container.blueprint.identity.instance)
+        return used or Usage(0.5, 16 * 2**20)
+
+    async def written(self, instance: str) -> int:
+        self._called("written")
+        return self.writes.get(self._container(instance).blueprint.identity.instance, 0)
 
     async def events(self) -> AsyncIterator[EngineEvent | None]:
         self._called("events")

@@ -432,6 +432,20 @@ class VolumeList(Model):
     volumes: tuple[Volume, ...]
 
 
+class ActivityView(Model):
+    id: str
+    kind: Literal["crashed", "restarted", "lost"]
+    # The instance's place, such as web.1.
+    process: str
+    words: str
+    at: Moment
+
+
+class ActivityList(Model):
+    activity: tuple[ActivityView, ...]
+    next: str | None
+
+
 class OwnedApp(AppView):
     organization: OrganizationId
 
@@ -482,6 +496,27 @@ class PlanChoice(Model):
     obstacles: tuple[str, ...]
 
 
+class AutoscaleRule(Strict):
+    """Load is the share of the plan's CPU or memory that is used, whichever is larger."""
+
+    min: Annotated[int, Field(ge=1, le=100)]
+    max: Annotated[int, Field(ge=1, le=100)]
+    up_percent: Annotated[int, Field(ge=10, le=100)] = 80
+    up_seconds: Annotated[int, Field(ge=60, le=3600)] = 300
+    down_percent: Annotated[int, Field(ge=0, le=90)] = 20
+    down_seconds: Annotated[int, Field(ge=60, le=86_400)] = 900
+    # The shortest time between two changes.
+    cooldown_seconds: Annotated[int, Field(ge=0, le=86_400)] = 180
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min is larger than max")
+        if self.down_percent >= self.up_percent:
+            raise ValueError("down_percent must be below up_percent")
+        return self
+
+
 class ScalingView(Model):
     plan: str
     replicas: int
@@ -489,6 +524,9 @@ class ScalingView(Model):
     processes: dict[str, int]
     now: Projection
     projected: Projection | None
+    autoscale: AutoscaleRule | None
+    # What its instances use, in per cent of the plan; None while nothing is known.
+    load: float | None
     plans: tuple[PlanChoice, ...]
 
 

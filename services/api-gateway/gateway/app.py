@@ -9,6 +9,7 @@ from runtime.service import Loop, Service
 
 from gateway import (
     accounts,
+    activity,
     alerts,
     credentials,
     cron,
@@ -59,6 +60,8 @@ def create(
             events.PlacementDecided: rollouts.placement_decided,
             events.PlacementBlocked: rollouts.placement_blocked,
             events.RolloutFinished: rollouts.rollout_finished,
+            events.InstanceCrashed: activity.crashed,
+            events.InstanceStopped: activity.stopped,
             events.JobPlaced: jobs.placed,
             events.JobEnded: rollouts.job_ended,
             events.WalletChanged: wallets.changed,
@@ -89,4 +92,5 @@ def create(
         http=http.create(desk, runtime.telemetry),
         on_start=begin,
         on_closing=desk.closing.set,
+        on_stop=desk.end,
     )

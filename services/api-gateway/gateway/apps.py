@@ -31,7 +31,9 @@ router = APIRouter(prefix="/api", tags=["apps"])
 
 _VIEW = """
     'id', w.id, 'name', w.name, 'project', w.project, 'environment', w.environment,
-    'status', w.status, 'reason', w.reason, 'url', w.url, 'region', w.region, 'plan', w.plan,
+    'status', w.status,
+    'reason', case when w.trouble_until > now() then w.trouble else w.reason end,
+    'url', w.url, 'region', w.region, 'plan', w.plan,
     'replicas', w.replicas,
     'hourly', json_build_object('micros', w.micros_per_hour * w.replicas, 'currency', w.currency),
     'generation', w.generation, 'deployment', w.deployment, 'created_at', w.created_at

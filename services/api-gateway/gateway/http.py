@@ -11,6 +11,7 @@ from runtime.telemetry import Telemetry
 from starlette.exceptions import HTTPException
 
 from gateway import (
+    activity,
     alerts,
     apps,
     auth,
@@ -29,6 +30,7 @@ from gateway import (
     run,
     runtimes,
     scaling,
+    servers,
     sources,
     usage,
     variables,
@@ -52,10 +54,12 @@ ROUTERS = (
     runtimes.router,
     nodes.router,
     joining.router,
+    servers.router,
     sources.router,
     credentials.router,
     images.router,
     alerts.router,
+    activity.router,
     jobs.router,
     run.router,
     cron.router,

@@ -196,6 +196,9 @@ class WorkloadRow(Base):
     url_at: Mapped[datetime | None]
     status: Mapped[str]
     reason: Mapped[str | None]
+    # What its instances suffer from just now, and until when that is the newest known.
+    trouble: Mapped[str | None]
+    trouble_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = created()
     __table_args__ = (
         Index("workload_organization", "organization", "id"),
@@ -208,6 +211,23 @@ class WorkloadRow(Base):
             postgresql_where=text("state <> 'deleted'"),
         ),
     )
+
+
+class ActivityRow(Base):
+    """What happened to an app that nobody asked for."""
+
+    __tablename__ = "activity"
+    # In the order of arrival.
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    # That of the event it was learned from.
+    id: Mapped[str] = mapped_column(unique=True)
+    organization: Mapped[str]
+    workload: Mapped[str] = mapped_column(ForeignKey("workload.id"))
+    kind: Mapped[str]
+    process: Mapped[str]
+    words: Mapped[str]
+    at: Mapped[datetime]
+    __table_args__ = (Index("activity_workload", "workload", "number"),)
 
 
 class ReleaseRow(Base):

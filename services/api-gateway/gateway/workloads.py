@@ -85,6 +85,7 @@ def _raise_generation(row: WorkloadRow) -> None:
     # What was heard about the old generation says nothing about the new one.
     row.placement = row.blockage = None
     row.rollouts = {}
+    row.trouble = row.trouble_until = None
 
 
 def set_processes(row: WorkloadRow, processes: Mapping[str, Process]) -> None:

@@ -2,7 +2,13 @@
 
 import asyncio
 
-from contracts.events import InstanceStarted, InstanceStopped, JobFinished, RolloutFinished
+from contracts.events import (
+    InstanceCrashed,
+    InstanceStarted,
+    InstanceStopped,
+    JobFinished,
+    RolloutFinished,
+)
 from contracts.reports import JobOutput, NodeHeartbeat
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
@@ -59,6 +65,7 @@ def create(
         departures=Departures(engine, tenures, clock, settings.drain_seconds),
         endpoints=EndpointBoard(name, clock),
         environment=Environment(name, lambda: runtime.settings.seal_key_of_node(name)),
+        rollout_batch=settings.rollout_batch,
         starts=asyncio.Semaphore(settings.starts),
         volumes=LoopVolumes(
             folder / "volumes",
@@ -82,7 +89,7 @@ def create(
 
     return Service(
         name="node-agent",
-        publishes=(InstanceStarted, InstanceStopped, RolloutFinished, JobFinished),
+        publishes=(InstanceStarted, InstanceStopped, InstanceCrashed, RolloutFinished, JobFinished),
         reports=(NodeHeartbeat, JobOutput),
         without_bus=True,
         loops=[

@@ -4,7 +4,7 @@ Nothing that serves is taken away before what replaces it has been raised: `Rais
 a `Retire` names the slot whose new instance must be ready first. Where nothing differs, nothing is done.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -78,6 +78,13 @@ def diff(wanted: NodeWorkload | None, seen: Iterable[Seen]) -> tuple[Action, ...
             if s.admitted and not (s.ready and _needed(wanted, s.slot, serving))
         ]
     return (*(Discard(s.instance) for s in rest if not s.admitted), *raises, *retires)
+
+
+def batches(raises: Sequence[Raise], least: int, slots: int) -> list[list[Raise]]:
+    """A quarter of the slots at a time, where that is more than `least`: the rest goes on serving meanwhile,
+    and the machine need not hold everything twice."""
+    size = max(least, -(-slots // 4))
+    return [list(raises[i : i + size]) for i in range(0, len(raises), size)]
 
 
 def _kept(wanted: NodeWorkload | None, found: list[Seen]) -> dict[Slot, Seen]:

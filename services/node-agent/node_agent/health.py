@@ -1,6 +1,6 @@
-"""Does an instance answer? Asked from this machine, over the network, as its ingress would.
+"""Does an instance answer? Asked from this machine, over the network, as its ingress would; or by a command.
 
-`probe` asks once; `until_ready` asks a new instance quickly at first, then more and more slowly, until it
+`examine` asks once; `until_ready` asks a new instance quickly at first, then more and more slowly, until it
 answers; from then on `Watch` goes on asking. The reason of a failure is in words a customer understands.
 """
 
@@ -8,12 +8,52 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from contracts.errors import NotFound, ProviderFailed
 from contracts.workload import HealthCheck
 from runtime.clock import Clock
 
+from node_agent.endings import words
+from node_agent.engine import ContainerEngine, Instance, Session
+
 _FIRST_PAUSE = 0.02
+# A command is a process in the instance, which has better things to do just now.
+_FIRST_PAUSE_OF_COMMAND = 0.5
+_LAST_WORDS = 200
 _LONGEST_PAUSE = 0.5
 _LONGEST_LINE = 4096
+
+
+async def examine(engine: ContainerEngine, instance: Instance) -> str | None:
+    """None when it is healthy, else why not."""
+    identity = instance.identity
+    check = identity.health
+    if check.kind != "command":
+        return await probe(check, instance.address, identity.port)
+    named = f"the check `{' '.join(check.command)}`"
+    try:
+        async with asyncio.timeout(check.timeout_seconds):
+            session = await engine.execute(identity.instance, check.command, {}, terminal=False)
+            try:
+                said = await _said(session)
+                code = await session.exit_code()
+            finally:
+                await session.close()
+    except TimeoutError:
+        return f"{named} did not end within {check.timeout_seconds:g} s"
+    except (ProviderFailed, NotFound) as error:
+        return f"{named} could not be run: {error.message}"
+    if code == 0:
+        return None
+    return f"{named} failed ({words(code)})" + (f": {said}" if said else "")
+
+
+async def _said(session: Session) -> str:
+    """The last of it."""
+    await session.end_input()
+    data = b""
+    while (chunk := await session.read()) is not None:
+        data = (data + chunk.data)[-_LAST_WORDS:]
+    return data.decode(errors="replace").strip()
 
 
 async def probe(check: HealthCheck, address: str, port: int) -> str | None:
@@ -49,16 +89,15 @@ async def _get(
 
 async def until_ready(
     check: HealthCheck,
-    address: str,
-    port: int,
+    ask: Callable[[], Awaitable[str | None]],
     clock: Clock,
     given_up: Callable[[], Awaitable[str | None]],
 ) -> str | None:
     """None once it is ready; else why not, at the end of its start period or when `given_up` says so."""
     deadline = clock.monotonic() + check.start_seconds
-    pause = _FIRST_PAUSE
+    pause = _FIRST_PAUSE_OF_COMMAND if check.kind == "command" else _FIRST_PAUSE
     while True:
-        reason = await probe(check, address, port)
+        reason = await ask()
         if reason is None:
             return None
         if (why := await given_up()) is not None:

@@ -9,7 +9,7 @@ from contracts.workload import NodeWorkload, Slot, WorkloadSpec
 
 from node_agent.diff import Raise
 from node_agent.engine import Blueprint, Identity, Instance, Mount
-from node_agent.health import until_ready
+from node_agent.health import examine, until_ready
 from node_agent.site import Site
 
 # The process that requests are routed to, and whose health can be asked from outside.
@@ -37,12 +37,15 @@ class Setback:
 class Launcher:
     def __init__(self, site: Site) -> None:
         self._site = site
-        # The exit codes of each instance while it is being raised.
-        self._ends: dict[str, list[int | None]] = {}
+        # How each instance ended while it is being raised.
+        self._ends: dict[str, list[str]] = {}
 
-    def died(self, instance: str, exit_code: int | None) -> None:
-        if instance in self._ends:
-            self._ends[instance].append(exit_code)
+    def died(self, instance: str, ending: str) -> bool:
+        """Whether it is being raised, and its end is told of there."""
+        if instance not in self._ends:
+            return False
+        self._ends[instance].append(ending)
+        return True
 
     async def launch(
         self, step: Raise, wanted: NodeWorkload, present: Instance | None, superseded: Callable[[], bool]
@@ -96,12 +99,15 @@ class Launcher:
             if superseded():
                 return "was given up for a newer state"
             if len(ends) >= identity.health.retries:
-                code = "an unknown exit code" if ends[-1] is None else f"exit code {ends[-1]}"
-                return f"ended {len(ends)} times before it was ready, the last time with {code}"
+                return f"ended {len(ends)} times before it was ready, the last time: {ends[-1]}"
             return None
 
         if routed(instance):
-            return await until_ready(identity.health, instance.address, identity.port, clock, given_up)
+
+            async def ask() -> str | None:
+                return await examine(self._site.engine, instance)
+
+            return await until_ready(identity.health, ask, clock, given_up)
         deadline = clock.monotonic() + identity.health.start_seconds
         settled = min(_SETTLED_SECONDS, identity.health.start_seconds / 2)
         known, since = len(ends), clock.monotonic()

@@ -90,14 +90,14 @@ class Node:
             if event is None:
                 await self.reconcile()
             else:
-                self._happened(event)
+                await self._happened(event)
 
-    def _happened(self, event: EngineEvent) -> None:
+    async def _happened(self, event: EngineEvent) -> None:
         keeper = self._keepers.get(event.workload)
         if keeper is None:
             return
         if event.kind == "died":
-            keeper.died(event.instance, event.exit_code)
+            await keeper.died(event)
         else:
             keeper.wake()
 
@@ -145,7 +145,7 @@ class Node:
                 continue
             allowed = live.spec.limits.disk_mb
             try:
-                written = (await site.engine.usage(started.instance)).disk_bytes // _MIB
+                written = await site.engine.written(started.instance) // _MIB
             except BerthError as error:
                 log.info("usage is not known", instance=started.instance, error=error.message)
                 continue

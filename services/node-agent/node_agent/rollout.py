@@ -6,19 +6,22 @@ and reported, and the old release stays. What has come to life is repaired insta
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Iterable
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import structlog
 from contracts.errors import BerthError
-from contracts.events import RolloutFinished
 from contracts.workload import NodeWorkload, Slot, WorkloadSpec
 
-from node_agent.desired import Failure, Record
-from node_agent.diff import Action, Discard, Raise, Retire, Seen, diff
-from node_agent.engine import Instance
-from node_agent.launch import ROUTED, Launcher, Setback, routed
+from node_agent import outcomes, serving
+from node_agent.crash_reports import CrashReports
+from node_agent.desired import Record
+from node_agent.diff import Action, Discard, Raise, Retire, Seen, batches, diff
+from node_agent.endings import words
+from node_agent.engine import EngineEvent, Instance
+from node_agent.health import examine
+from node_agent.launch import Launcher, Setback, routed
 from node_agent.routes_file import Served
 from node_agent.site import Site
 from node_agent.watch import Watch
@@ -37,7 +40,8 @@ class Keeper:
         self._site = site
         self._wake = asyncio.Event()
         self._wake.set()
-        self._watch = Watch(site.clock, self.wake)
+        self._watch = Watch(site.clock, partial(examine, site.engine), self.wake)
+        self._crashes = CrashReports(site)
         self._instances: dict[str, Instance] = {}
         self._launcher = Launcher(site)
         self._repair_pause = _FIRST_REPAIR_PAUSE
@@ -49,10 +53,16 @@ class Keeper:
     def wake(self) -> None:
         self._wake.set()
 
-    def died(self, instance: str, exit_code: int | None) -> None:
-        self._launcher.died(instance, exit_code)
-        self._watch.pause(instance)
+    async def died(self, event: EngineEvent) -> None:
+        live = self._site.desired[self.workload].live
+        memory = None if live is None else live.spec.limits.memory_mb
+        ending = words(event.exit_code, out_of_memory=event.out_of_memory, memory_mb=memory)
+        raised = self._launcher.died(event.instance, ending)
+        self._watch.pause(event.instance)
         self.wake()
+        instance = self._instances.get(event.instance)
+        if not raised and instance is not None and self._site.tenures.admitted(event.instance):
+            await self._crashes.note(instance, event.exit_code, ending)
 
     def condemn(self, instance: str, why: str) -> None:
         self._watch.condemn(instance, why)
@@ -179,21 +189,13 @@ class Keeper:
             return await self._bring_to_life(record, wanted, raises)
 
     async def _bring_to_life(self, record: Record, wanted: NodeWorkload, raises: list[Raise]) -> bool:
-        launches = _all(self._launch(step, wanted) for step in raises)
         if record.live is None:
             # The proxy learns the hostnames while the instances start.
-            outcomes, _ = await asyncio.gather(launches, self._prepare(record))
+            _, born = await asyncio.gather(self._prepare(record), self._raise_all(wanted, raises))
         else:
-            outcomes = await launches
-        if self._superseded(wanted):
+            born = await self._raise_batches(record, wanted, raises)
+        if not born:
             return False
-        setbacks = [outcome for outcome in outcomes if isinstance(outcome, Setback)]
-        if setbacks:
-            await self._fail(wanted.spec, setbacks)
-            return False
-        for outcome in outcomes:
-            if isinstance(outcome, Instance):
-                await self._admit(outcome)
         await self._site.desired.came_to_life(self.workload, wanted)
         self._repair_pause, self._repair_after = _FIRST_REPAIR_PAUSE, 0.0
         return True
@@ -206,6 +208,43 @@ class Keeper:
         await self._prepare(record)
         await self._site.departures.ended(self.workload)
 
+    async def _raise_batches(self, record: Record, wanted: NodeWorkload, raises: list[Raise]) -> bool:
+        """Each batch takes the place of the old ones of its slots before the next begins. When one fails, the
+        old release is what is wanted again, and those which have left are raised anew."""
+        parts = batches(raises, self._site.rollout_batch, len(wanted.slots))
+        for number, part in enumerate(parts, 1):
+            if not await self._raise_all(wanted, part):
+                return False
+            if number < len(parts):
+                slots = {step.slot for step in part}
+                old = [
+                    Retire(name, one.identity.slot, "replaced")
+                    for name, one in self._instances.items()
+                    if one.identity.slot in slots and one.identity.fingerprint != wanted.spec.fingerprint()
+                ]
+                leaving = {step.instance for step in old}
+                await self._publish(record, serving.of_both(self._admitted(), leaving, self.ready))
+                for step in old:
+                    if self._site.tenures.admitted(step.instance):
+                        await self._let_go(step)
+                # The machine holds a batch twice, and not the app.
+                await self._site.departures.ended(self.workload)
+        return True
+
+    async def _raise_all(self, wanted: NodeWorkload, raises: list[Raise]) -> bool:
+        """Whether all of them have come to life, as a whole or not at all."""
+        raised = await _all(self._launch(step, wanted) for step in raises)
+        if self._superseded(wanted):
+            return False
+        setbacks = [outcome for outcome in raised if isinstance(outcome, Setback)]
+        if setbacks:
+            await self._fail(wanted.spec, setbacks)
+            return False
+        for outcome in raised:
+            if isinstance(outcome, Instance):
+                await self._admit(outcome)
+        return True
+
     async def _prepare(self, record: Record) -> None:
         try:
             await self._serve(record)
@@ -214,17 +253,8 @@ class Keeper:
             self._log.info("the proxy is not prepared", error=error.message)
 
     async def _fail(self, spec: WorkloadSpec, setbacks: list[Setback]) -> None:
-        first = min(setbacks, key=lambda setback: str(setback.slot))
-        reason = first.reason
-        if len(setbacks) > 1:
-            reason += f" (and {len(setbacks) - 1} more like it)"
-        self._log.warning("release did not come to life", generation=spec.generation, reason=reason)
-        failure = Failure(
-            generation=spec.generation,
-            fingerprint=spec.fingerprint(),
-            reason=reason,
-            log_tail=first.log_tail,
-        )
+        failure = outcomes.failure(spec, setbacks)
+        self._log.warning("release did not come to life", generation=spec.generation, reason=failure.reason)
         await self._site.desired.failed(self.workload, failure)
 
     def _superseded(self, wanted: NodeWorkload) -> bool:
@@ -303,33 +333,20 @@ class Keeper:
     # --- what others see -----------------------------------------------------------------------------
 
     async def _serve(self, record: Record) -> None:
-        spec = record.desired.spec
-        hostnames = self._site.routes.hostnames(self.workload, spec.organization)
-        addresses = self._addresses(record.live)
+        await self._publish(record, self._addresses(record.live))
+
+    async def _publish(self, record: Record, addresses: tuple[str, ...]) -> None:
+        hostnames = self._site.routes.hostnames(self.workload, record.desired.spec.organization)
         await self._site.proxy.publish(Served(self.workload, hostnames, addresses))
         self._site.endpoints.say(self.workload, addresses)
 
     def _addresses(self, live: NodeWorkload | None) -> tuple[str, ...]:
-        """The ready ones of the live release; failing that, whoever may still answer."""
-        admitted = [
-            instance
-            for name, instance in sorted(self._instances.items())
-            if routed(instance) and self._site.tenures.admitted(name)
-        ]
-        wanted = []
-        if live is not None:
-            fingerprint = live.spec.fingerprint()
-            wanted = [
-                instance
-                for instance in admitted
-                if instance.identity.fingerprint == fingerprint and instance.identity.slot in live.slots
-            ]
-            if not any(slot.process == ROUTED for slot in live.slots):
-                return ()
-        ready = [instance for instance in wanted if self.ready(instance.identity.instance)]
-        others = [instance for instance in admitted if self.ready(instance.identity.instance)]
-        chosen = ready or others or wanted
-        return tuple(f"{instance.address}:{instance.identity.port}" for instance in chosen)
+        return serving.addresses(self._admitted(), live, self.ready)
+
+    def _admitted(self) -> list[Instance]:
+        """Those that are routed, or would be."""
+        admitted = self._site.tenures.admitted
+        return [i for name, i in sorted(self._instances.items()) if routed(i) and admitted(name)]
 
     async def _keep_volumes(self, record: Record) -> None:
         """What no specification names any more is given up; what nothing runs on is not left mounted."""
@@ -351,30 +368,15 @@ class Keeper:
                 await volumes.detach(volume)
 
     async def _report(self, record: Record) -> None:
-        desired, failure = record.desired, record.failure
-        if record.reported >= desired.revision:
+        if record.reported >= record.desired.revision:
             return
-        spec = desired.spec
-        told: dict[str, Any] = {"ok": True}
-        if record.failed and failure is not None:
-            told = {"ok": False, "reason": failure.reason, "log_tail": failure.log_tail}
-        key = f"{self._site.node}/{self.workload}/{desired.revision}"
         running = sum(self._site.tenures.admitted(name) for name in self._instances)
-        await self._site.journal.append(
-            RolloutFinished(
-                id=f"rollout.{hashlib.sha256(key.encode()).hexdigest()[:32]}",
-                at=self._site.clock.now(),
-                node=self._site.node,
-                workload=self.workload,
-                organization=spec.organization,
-                generation=spec.generation,
-                deployment=spec.deployment,
-                running=running,
-                **told,
-            )
+        told = outcomes.finished(self._site.node, self._site.clock.now(), record, running)
+        await self._site.journal.append(told)
+        await self._site.desired.reported(self.workload, record.desired.revision)
+        self._log.info(
+            "rollout finished", generation=told.generation, ok=told.ok, running=running, reason=told.reason
         )
-        await self._site.desired.reported(self.workload, desired.revision)
-        self._log.info("rollout finished", generation=spec.generation, running=running, **told)
 
 
 async def _all(works: Iterable[Awaitable[T]]) -> list[T]:

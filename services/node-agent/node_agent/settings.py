@@ -50,6 +50,9 @@ class NodeAgentSettings(BaseSettings):
         3, ge=0, le=365, description="Days for which a volume that its owner gave up is kept aside"
     )
     starts: int = Field(6, ge=1, le=64, description="Instances started at the same time")
+    rollout_batch: int = Field(
+        4, ge=1, le=100, description="Instances of an app that a release replaces at a time, at least"
+    )
     drain_seconds: float = Field(
         30, ge=0, le=3600, description="Longest time a leaving instance keeps its open connections"
     )

@@ -34,6 +34,8 @@ class Site:
     departures: Departures
     endpoints: EndpointBoard
     environment: Environment
+    # So many of a workload take the place of old ones at a time, or a quarter of it.
+    rollout_batch: int
     # So many instances are started at once: more would only stand in each other's way in the engine.
     starts: asyncio.Semaphore
     volumes: Volumes

@@ -5,19 +5,25 @@ Called by the keeper of the workload, which is told of every change.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
+from contracts.errors import Unavailable
 from runtime.clock import Clock
 
 from node_agent.engine import Instance
-from node_agent.health import probe
 
 _FIRST_PAUSE = 0.05
 
 
 class Watch:
-    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        examine: Callable[[Instance], Awaitable[str | None]],
+        changed: Callable[[], None],
+    ) -> None:
         self._clock = clock
+        self._examine = examine
         self._changed = changed
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ready: dict[str, bool] = {}
@@ -46,7 +52,7 @@ class Watch:
         if identity.instance in self._tasks:
             return
         if identity.instance not in self._ready:
-            reason = await probe(identity.health, instance.address, identity.port)
+            reason = await self._asked(instance)
             self._ready[identity.instance] = reason is None
         self._tasks[identity.instance] = asyncio.create_task(
             self._ask(instance), name=f"watch {identity.instance}"
@@ -81,7 +87,7 @@ class Watch:
         failures = 0
         while True:
             await self._clock.sleep(pause)
-            reason = await probe(check, instance.address, identity.port)
+            reason = await self._asked(instance)
             if reason is None:
                 failures, patience = 0, 0.0
                 pause = check.interval_seconds
@@ -95,6 +101,13 @@ class Watch:
             if failures >= check.retries:
                 words = f"{failures} checks in a row failed: {reason}"
                 self._set(identity.instance, ready=False, broken=words)
+
+    async def _asked(self, instance: Instance) -> str | None:
+        try:
+            return await self._examine(instance)
+        except Unavailable as error:
+            # The engine is away, and who is watched cannot help it.
+            return None if self.ready(instance.identity.instance) else error.message
 
     def _set(self, instance: str, *, ready: bool, broken: str | None) -> None:
         before = self._ready.get(instance), instance in self._broken

@@ -1,4 +1,4 @@
-"""one-off work: jobs, their output, schedules, and tickets to talk to a process"""
+"""what instances suffer; one-off work: jobs, their output, schedules, and tickets to talk to a process"""
 
 from typing import Any
 
@@ -28,6 +28,20 @@ def created(name: str = "created_at") -> sa.Column[Any]:
 def upgrade() -> None:
     op.add_column("deployment", need("build_lines", sa.Integer, server_default="0"))
     op.add_column("deployment", need("notes", ARRAY(sa.Text), server_default=sa.text("'{}'::text[]")))
+    op.add_column("workload", may("trouble", sa.Text))
+    op.add_column("workload", may("trouble_until", MOMENT))
+    op.create_table(
+        "activity",
+        sa.Column("number", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        need("id", sa.Text, unique=True),
+        need("organization", sa.Text),
+        need("workload", sa.Text, sa.ForeignKey("workload.id")),
+        need("kind", sa.Text),
+        need("process", sa.Text),
+        need("words", sa.Text),
+        need("at", MOMENT),
+    )
+    op.create_index("activity_workload", "activity", ["workload", "number"])
     op.create_table(
         "cron",
         sa.Column("id", sa.Text, primary_key=True),
@@ -90,5 +104,5 @@ def upgrade() -> None:
         need("expires_at", MOMENT),
     )
     op.create_index("ticket_expires_at", "ticket", ["expires_at"])
-    for table in ("cron", "job", "job_line", "ticket"):
+    for table in ("activity", "cron", "job", "job_line", "ticket"):
         tenant(op, table)

@@ -1,0 +1,85 @@
+"""What happened to an app that nobody asked for: crashes, restarts of the unhealthy, losses; and its words.
+
+A trouble is shown as the app's reason for as long as it is the newest that is known of it. Entries are kept
+for a while and come from the nodes' events alone.
+"""
+
+from datetime import timedelta
+
+from contracts.api import ActivityList
+from contracts.events import InstanceCrashed, InstanceStopped
+from fastapi import APIRouter, Response
+from runtime.store import PLATFORM, Tx
+from sqlalchemy import delete
+from sqlalchemy.dialects.postgresql import insert
+
+from gateway import pages, workloads
+from gateway.desk import Desk
+from gateway.permissions import Member
+from gateway.tables import ActivityRow
+
+router = APIRouter(prefix="/api/paas", tags=["apps"])
+
+_KEPT = timedelta(days=30)
+# A single crash is over when the instance is back; of a loop the next word comes later and later.
+_SHOWN = timedelta(seconds=120)
+_LIST = pages.page(
+    "activity",
+    """json_build_object(
+        'id', a.id, 'kind', a.kind, 'process', a.process, 'words', a.words, 'at', a.at
+    )""",
+    "from activity a where a.organization = scope.organization and a.workload = %s and {after}",
+    "a.number",
+)
+
+
+@router.get("/apps/{app}/activity", response_model=ActivityList)
+async def list_activity(app: str, caller: Member, after: str | None = None) -> Response:
+    async with caller.desk.store.transaction(caller.organization) as tx:
+        await workloads.known(tx, app)
+    place = pages.number(after)
+    return await pages.listed(caller.desk.store, _LIST, caller.organization, app, after=place)
+
+
+async def crashed(event: InstanceCrashed, tx: Tx) -> None:
+    if not await _note(tx, event, "crashed", event.words) or event.crashes < 2:
+        return
+    row = await workloads.find(tx, event.workload)
+    if row is not None:
+        row.trouble = event.words
+        row.trouble_until = event.at + timedelta(seconds=event.seconds_away) + _SHOWN
+
+
+async def stopped(event: InstanceStopped, tx: Tx) -> None:
+    """Only what was not meant."""
+    if event.reason == "unhealthy":
+        await _note(
+            tx, event, "restarted", f"{event.slot} was restarted: {event.words or 'it was unhealthy'}"
+        )
+    elif event.reason == "lost":
+        await _note(tx, event, "lost", f"{event.slot} is gone: {event.words or 'nobody knows why'}")
+
+
+async def _note(tx: Tx, event: InstanceCrashed | InstanceStopped, kind: str, words: str) -> bool:
+    if await workloads.find(tx, event.workload) is None:
+        return False
+    written = await tx.execute(
+        insert(ActivityRow)
+        .values(
+            id=event.id,
+            organization=event.organization,
+            workload=event.workload,
+            kind=kind,
+            process=str(event.slot),
+            words=words,
+            at=event.at,
+        )
+        .on_conflict_do_nothing(index_elements=["id"])
+        .returning(ActivityRow.id)
+    )
+    return written.first() is not None
+
+
+async def forget(desk: Desk) -> None:
+    async with desk.store.transaction(PLATFORM) as tx:
+        await tx.execute(delete(ActivityRow).where(ActivityRow.at < desk.clock.now() - _KEPT))
