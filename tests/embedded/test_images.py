@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -7,7 +8,7 @@ import pytest
 from contracts.errors import Unavailable
 from docker.errors import ImageNotFound
 from embedded.engine import Engine
-from embedded.images import BASE, STACKS, Images, Stack, fingerprint
+from embedded.images import BASE, MAKING, RECIPES, STACKS, Images, Stack, fingerprint
 
 HOST = Engine(Path("unused")).host
 DOCKERFILE = f"FROM {BASE} AS run\nENV GREETING=hello\n\nFROM run AS build\nENV TOOLS=yes\n"
@@ -61,19 +62,19 @@ def test_a_base_that_is_there_is_not_asked_for_again(images: Images, said: list[
 def test_a_stack_is_built_once_and_again_when_its_recipe_changed(
     images: Images, stack: Stack, said: list[str], client: docker.DockerClient, tmp_path: Path
 ) -> None:
-    base = images.ensure_base()
-    images.ensure_stack(stack, base)
+    images.ensure_base()
+    images.ensure_stack(stack)
     assert said == [f"building {tag}" for tag in stack.tags().values()]
     run, build = (client.images.get(tag) for tag in stack.tags().values())
     assert "TOOLS=yes" in build.attrs["Config"]["Env"]
     assert "TOOLS=yes" not in run.attrs["Config"]["Env"]
 
     said.clear()
-    images.ensure_stack(stack, base)
+    images.ensure_stack(stack)
     assert said == []
 
     (tmp_path / stack.name / "Dockerfile").write_text(DOCKERFILE.replace("hello", "welcome"))
-    images.ensure_stack(stack, base)
+    images.ensure_stack(stack)
     assert len(said) == 2
     assert "GREETING=welcome" in client.images.get(stack.tags()["run"]).attrs["Config"]["Env"]
 
@@ -81,12 +82,39 @@ def test_a_stack_is_built_once_and_again_when_its_recipe_changed(
 def test_a_broken_recipe_is_reported_with_its_step(images: Images, stack: Stack, tmp_path: Path) -> None:
     (tmp_path / stack.name / "Dockerfile").write_text(f"FROM {BASE} AS run\nRUN false\n")
     with pytest.raises(Unavailable, match=rf"berth/{stack.name}:1 could not be built: .*RUN false"):
-        images.ensure_stack(stack, images.ensure_base())
+        images.ensure_stack(stack)
     (tmp_path / stack.name / "Dockerfile").write_text(f"FROM {BASE} AS run\nENV no sense at all = 1\nNO\n")
     with pytest.raises(Unavailable, match=rf"berth/{stack.name}:1 could not be built: .*NO"):
-        images.ensure_stack(stack, images.ensure_base())
+        images.ensure_stack(stack)
     with pytest.raises(Unavailable, match="Dockerfile is missing"):
-        images.ensure_stack(Stack("absent", "1"), images.ensure_base())
+        images.ensure_stack(Stack("absent", "1"))
+
+
+def test_what_builds_wait_for_is_marked_while_it_is_made(
+    images: Images, stack: Stack, client: docker.DockerClient, tmp_path: Path
+) -> None:
+    marks = {f"{MAKING}:{stack.name}-1", f"{MAKING}:{stack.name}-1-build"}
+    seen: set[str] = set()
+
+    def look(line: str) -> None:
+        if stack.name in line:
+            names = {tag for image in client.images.list(name=MAKING) for tag in image.tags}
+            seen.update(names & marks)
+
+    watched = Images(HOST, tmp_path / "state", look, recipes=tmp_path)
+    for needed in STACKS:
+        shutil.copytree(RECIPES / needed.name, tmp_path / needed.name)
+    assert images.missing((stack,)) == [stack]
+    try:
+        watched.ensure_further((stack,))
+        assert images.missing((stack,)) == []
+        (tmp_path / stack.name / "Dockerfile").write_text(f"FROM {BASE} AS run\nRUN false\n")
+        with pytest.raises(Unavailable, match="RUN false"):
+            watched.ensure_further((stack,))
+    finally:
+        watched.close()
+    assert seen == marks
+    assert not marks & {tag for image in client.images.list(name=MAKING) for tag in image.tags}
 
 
 def test_an_app_ships_without_a_compiler_and_not_as_root(client: docker.DockerClient, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def compose_clear(arguments: list[str]) -> int:
 
 def make(images: Images, ca_bundle: bytes | None, local: list[tuple[str, str]]) -> None:
     base = images.ensure_base()
-    stacks = [image for stack in STACKS for image in images.ensure_stack(stack, base)]
+    stacks = [image for stack in STACKS for image in images.ensure_stack(stack)]
     orders = [(tag, images.recipe(recipe), base) for tag, recipe in local]
     orders += [(PLATFORM, platform_context(images.recipe("platform"), ca_bundle), "".join(stacks))]
     # Each spends most of its time waiting for packages.

@@ -6,6 +6,7 @@ so an unchanged one costs one look and a changed recipe is built anew. `embedded
 
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -71,6 +72,10 @@ BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.c
 CA_BUNDLE = "ca-bundle.pem"
 
 
+# An image of the platform that another one begins with.
+_FROM = re.compile(r"^FROM (berth/\S+)", re.MULTILINE)
+
+
 def fingerprint(files: Mapping[str, bytes], base_id: str) -> str:
     """PURE. Changes with the recipe and with what it is built on."""
     digest = sha256(base_id.encode())
@@ -104,15 +109,14 @@ class Images:
         self._client.close()
 
     def ensure(self) -> None:
-        base_id = self.ensure_base()
+        self.ensure_base()
         for stack in STACKS:
-            self.ensure_stack(stack, base_id)
+            self.ensure_stack(stack)
 
     def ensure_further(self, stacks: Sequence[Stack] = FURTHER) -> None:
         """Those of every other runtime; a failure of one is told and does not keep back the rest."""
-        base_id = self.ensure_base()
-        first = "".join(image for stack in STACKS for image in self.ensure_stack(stack, base_id))
-        missing = [stack for stack in stacks if not self._is_made(stack, first)]
+        self.ensure()
+        missing = self.missing(stacks)
         marks = {
             stack: [f"{stack.name}-{tag.partition(':')[2]}" for tag in stack.tags().values()]
             for stack in missing
@@ -123,7 +127,7 @@ class Images:
                 self._client.images.get(BASE).tag(MAKING, mark)
             for stack in missing:
                 try:
-                    self.ensure_stack(stack, first)
+                    self.ensure_stack(stack)
                 except Unavailable as error:
                     failures.append(error.message)
                 self._unmark(marks.pop(stack))
@@ -132,9 +136,13 @@ class Images:
         if failures:
             raise Unavailable("; ".join(failures))
 
-    def _is_made(self, stack: Stack, made_on: str) -> bool:
-        wanted = fingerprint(self.recipe(stack.name), made_on)
-        return all(self._fingerprint(tag) == wanted for tag in stack.tags().values())
+    def missing(self, stacks: Sequence[Stack] = FURTHER) -> list[Stack]:
+        """Those that are not there, or not as their recipe would have them."""
+        return [
+            stack
+            for stack in stacks
+            if any(self._fingerprint(tag) != self._wanted(stack.name) for tag in stack.tags().values())
+        ]
 
     def _unmark(self, marks: Iterable[str]) -> None:
         for mark in marks:
@@ -153,9 +161,17 @@ class Images:
             raise Unavailable(f"the image {BASE} could not be made")
         return made
 
-    def ensure_stack(self, stack: Stack, base_id: str) -> list[str]:
-        files = self.recipe(stack.name)
-        return [self.ensure_image(tag, files, base_id, stage) for stage, tag in stack.tags().items()]
+    def ensure_stack(self, stack: Stack) -> list[str]:
+        files, made_on = self.recipe(stack.name), self._made_on(stack.name)
+        return [self.ensure_image(tag, files, made_on, stage) for stage, tag in stack.tags().items()]
+
+    def _made_on(self, name: str) -> str:
+        """The ids of the images its Dockerfile begins with."""
+        named = sorted(set(_FROM.findall(self.recipe(name)["Dockerfile"].decode())))
+        return "".join(self._id(image) or "" for image in named)
+
+    def _wanted(self, name: str) -> str:
+        return fingerprint(self.recipe(name), self._made_on(name))
 
     def recipe(self, name: str) -> dict[str, bytes]:
         """What a folder of `deploy/images` says."""
@@ -261,6 +277,15 @@ class Images:
                     raise Unavailable(f"{tag} could not be built: {message['error']}: {said}")
         except APIError as error:
             raise Unavailable(f"{tag} could not be built: {error.explanation}") from error
+
+
+def stacks_of(names: str) -> tuple[Stack, ...]:
+    """The further ones of these names, with spaces between."""
+    known = {stack.name: stack for stack in FURTHER}
+    unknown = [name for name in names.split() if name not in known]
+    if unknown:
+        raise Unavailable(f"there is no image of {', '.join(unknown)}; there are: {', '.join(known)}")
+    return tuple(stack for name, stack in known.items() if name in names.split())
 
 
 def trusted() -> bytes | None:

@@ -26,7 +26,7 @@ from runtime.settings import RuntimeSettings
 from embedded import instances
 from embedded.daemon import Daemon, environment, write_if_new
 from embedded.engine import Engine, answers
-from embedded.images import Images
+from embedded.images import Images, stacks_of, trusted
 from embedded.nats import Nats
 from embedded.ports import Ports, settle
 from embedded.postgres import Postgres
@@ -55,6 +55,8 @@ class Installation:
         self.runtime = runtime
         self.state = runtime.state.absolute()
         self.platform = Daemon("berth", self.state)
+        # Makes the images of further runtimes, and ends.
+        self.images = Daemon("images", self.state)
         self.engine = Engine(self.state / "engine", say=say)
         self._ports_file = self.state / "ports.json"
         # A server that was named by its address is somebody else's.
@@ -178,6 +180,7 @@ class Installation:
             self._say("starting Postgres, NATS, Traefik and the container engine")
         _all_at_once(self._start_database, self._start_nats, self._start_traefik, self._start_engine)
         self._start_platform()
+        self._make_further_images()
 
     def _start_database(self) -> None:
         if self.own_database:
@@ -199,8 +202,20 @@ class Installation:
         server.wait_ready()
 
     def _start_engine(self) -> None:
-        with closing(Images(self.engine.ensure(), self.state / "images", self._say)) as images:
+        with closing(self.images_of(self.engine.ensure(), self._say)) as images:
             images.ensure()
+
+    def images_of(self, host: str, say: Say) -> Images:
+        return Images(host, self.state / "images", say, ca_bundle=trusted())
+
+    def _make_further_images(self) -> None:
+        """Beside the platform: an app that needs one before it is made waits for it in its build."""
+        with closing(self.images_of(self.engine.host, self._say)) as images:
+            missing = images.missing(stacks_of(self.settings.images))
+        if missing and self.images.pid() is None:
+            names = ", ".join(stack.name for stack in missing)
+            self._say(f"making the images of further runtimes beside it: {names}")
+            self.images.start(self.berth("images", *(stack.name for stack in missing)), self.environment())
 
     def _migrate(self) -> None:
         done = subprocess.run(
@@ -233,6 +248,7 @@ class Installation:
     def stop(self) -> None:
         """Afterwards nothing of this installation runs; what it knows is in the folder."""
         self._say("stopping")
+        self.images.stop()
         self.platform.stop(seconds=60)
         if answers(self.engine.host):
             prefix = os.environ.get("NODE_AGENT_PREFIX", "berth")

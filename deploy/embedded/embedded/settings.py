@@ -16,4 +16,8 @@ class EmbeddedSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$",
         description="Name or IPv4 address other machines reach this one by; with it they can join as nodes",
     )
+    images: str = Field(
+        "static node go php ruby java buildpack",
+        description="Runtimes whose images are made beside the running platform; empty: none",
+    )
     example: bool = Field(True, description="Deploy the example app with the first start")

@@ -2,10 +2,12 @@
 
 import argparse
 import functools
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from contracts.errors import BerthError, Unavailable
@@ -15,6 +17,7 @@ from embedded import first_app
 from embedded.daemon import Daemon
 from embedded.engine import answers
 from embedded.first_app import Deployed
+from embedded.images import FURTHER, stacks_of
 from embedded.installation import Installation
 from embedded.settings import EmbeddedSettings
 from embedded.web import Api, Refused
@@ -126,12 +129,29 @@ def _state(daemon: Daemon) -> str:
 
 
 @_command
+def images(arguments: list[str]) -> int:
+    """Also what `up` runs in the background."""
+    names = " ".join(stack.name for stack in FURTHER)
+    parser = argparse.ArgumentParser("berth images", description="Make the images of runtimes here.")
+    parser.add_argument("name", nargs="*", help=f"which: {names} (all)")
+    chosen = stacks_of(" ".join(parser.parse_args(arguments).name) or names)
+    here = _installation()
+    here.prepare()
+    # Ended by `down`: then nothing of the making is left, not even its marks.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with closing(here.images_of(here.engine.ensure(), say)) as making:
+        making.ensure_further(chosen)
+    return 0
+
+
+@_command
 def logs(arguments: list[str]) -> int:
     here = _existing()
     files = {
         daemon.name: daemon.log_file
         for daemon in (
             here.platform,
+            here.images,
             here.postgres.daemon,
             here.nats.daemon,
             here.traefik.daemon,
