@@ -1,6 +1,6 @@
-"""A builder in a process of its own that begins a build and never ends it, until it is killed.
+"""A builder in a process of its own, to be killed. Its builds take so many seconds, or never end.
 
-`python -m tests.builder.doomed DATABASE NATS SECRET LEASE`
+`python -m tests.builder.doomed DATABASE NATS SECRET LEASE [SECONDS]`
 """
 
 import asyncio
@@ -18,10 +18,13 @@ from runtime.telemetry import Telemetry
 from tests.ports.fake_image_builder import FakeImageBuilder
 
 
-async def main(database: str, nats: str, secret: str, lease: str) -> None:
+async def main(database: str, nats: str, secret: str, lease: str, seconds: str | None = None) -> None:
     settings = RuntimeSettings(database_url=database, nats_url=nats, secret=SecretStr(secret))
     images = FakeImageBuilder()
-    images.hold()
+    if seconds is None:
+        images.hold()
+    else:
+        images.seconds = float(seconds)
     runtime = make_runtime("builder", settings, SystemClock(), Telemetry(None))
     chosen = BuilderSettings(lease_seconds=float(lease), concurrency=1)
     await Host(runtime, create(runtime, images, chosen)).start()

@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 
 from builder.image_builder import (
     BuiltImage,
+    Fetched,
     FoundImage,
     KeptImage,
     Order,
@@ -20,11 +21,14 @@ from builder.image_builder import (
     Say,
     Setup,
     StepFailed,
+    Submodule,
 )
+from contracts.credentials import RegistryLogin
+from contracts.image_reference import ImageReference
 
 from tests.ports.fake_workshop import FakeWorkshop
 
-Call = Literal["fetch", "build", "publish"]
+Call = Literal["fetch", "pull", "build", "publish"]
 
 
 class FakeImageBuilder:
@@ -33,6 +37,9 @@ class FakeImageBuilder:
     def __init__(self) -> None:
         # Address -> files: what can be fetched.
         self.repositories: dict[str, dict[str, str]] = {}
+        self.submodules: dict[str, tuple[Submodule, ...]] = {}
+        self.fetched: list[Repository] = []
+        self.pulled: list[tuple[ImageReference, RegistryLogin | None]] = []
         self.registry: str | None = None
         self.in_use: set[str] = set()
         self.no_room: str | None = None
@@ -65,9 +72,10 @@ class FakeImageBuilder:
         if self._failures[call]:
             raise self._failures[call].popleft()
 
-    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> str:
+    async def fetch(self, order: Order, repository: Repository, into: BinaryIO, say: Say) -> Fetched:
         self._fail("fetch")
-        files = self.repositories.get(repository.url)
+        self.fetched.append(repository)
+        files = self.repositories.get(repository.git.url)
         if files is None:
             await say("stderr", "fatal: repository not found")
             raise StepFailed(
@@ -78,7 +86,17 @@ class FakeImageBuilder:
                 info = tarfile.TarInfo(name)
                 info.size = len(text.encode())
                 tar.addfile(info, io.BytesIO(text.encode()))
-        return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        return Fetched(commit, "Tests", "first", self.submodules.get(repository.git.url, ()))
+
+    async def pull(
+        self, order: Order, reference: ImageReference, login: RegistryLogin | None, say: Say
+    ) -> BuiltImage:
+        self.pulled.append((reference, login))
+        self._fail("pull")
+        image = f"sha256:{hashlib.sha256(str(reference).encode()).hexdigest()}"
+        self._kept[image] = KeptImage(image, (), (), order.deployment, order.workload, datetime.now(UTC))
+        return BuiltImage(image, 4096, (80,))
 
     async def build(
         self,
@@ -90,6 +108,7 @@ class FakeImageBuilder:
         *,
         target: str | None = None,
         arguments: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> BuiltImage:
         self.builds.append(order)
         self.containers.add((order.build, order.attempt))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from builder.docker_builder import DockerBuilder
 from builder.engine_api import EngineApi
 from builder.image_builder import FoundImage, ImageBuilder, Order, Repository, Stream
+from contracts.git_address import parse
 from contracts.ids import new_id
 from runtime.clock import SystemClock
 
@@ -69,11 +70,11 @@ class Hands(Protocol):
 
 
 class FakeHands:
-    repository = Repository("https://git.example/app.git", "git.example", "192.0.2.7", "main")
+    repository = Repository(parse("https://git.example/app.git"), "192.0.2.7", "main")
 
     def __init__(self) -> None:
         self.builder = FakeImageBuilder()
-        self.builder.repositories[self.repository.url] = FILES
+        self.builder.repositories[self.repository.git.url] = FILES
         self.builder.found[BASE] = FoundImage(
             "sha256:" + "0" * 64, {}, ("sha256:" + "1" * 64,), "amd64", "linux"
         )
@@ -87,12 +88,13 @@ class DockerHands:
         self.repository = self.at("app.git", "main")
 
     def at(self, path: str, ref: str | None) -> Repository:
-        url = f"{self.server.url}/{path}"
-        host = url.removeprefix("http://").partition(":")[0]
-        return Repository(url, host, host, ref)
+        git = parse(f"{self.server.url}/{path}", allow_http=True)
+        return Repository(git, git.host, ref)
 
 
-def docker_builder(prefix: str = PREFIX, registry: str | None = None, pids: int = 200) -> DockerBuilder:
+def docker_builder(
+    prefix: str = PREFIX, registry: str | None = None, pids: int = 200, least_free_mb: int = 256
+) -> DockerBuilder:
     return DockerBuilder(
         EngineApi(URL),
         SystemClock(),
@@ -104,6 +106,7 @@ def docker_builder(prefix: str = PREFIX, registry: str | None = None, pids: int 
         source_bytes=20 * 1024 * 1024,
         ca_bundle=None,
         registry=registry,
+        least_free_mb=least_free_mb,
     )
 
 

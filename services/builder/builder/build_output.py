@@ -15,6 +15,8 @@ _STEP = re.compile(r"^Step (\d+)/(\d+) : (.*)$")
 _CONTAINER = re.compile(r"^ ---> Running in ([0-9a-f]{12})$")
 _LAYER = re.compile(r"^ ---> ([0-9a-f]{12})$")
 _CHATTER = re.compile(r"^( ---> |Removing intermediate container |Successfully (built|tagged) )")
+# More than any Dockerfile makes, and not more than a step may invent.
+_MOST_LAYERS = 1000
 # How every line of the engine's own begins.
 _ENGINES = ("Step ", " ---> ", "Removing ", "Successfully ")
 _LONGEST_LINE = 64 * 1024
@@ -118,7 +120,8 @@ class BuildOutput:
                 place, count = int(step[1]) - self._passed, int(step[2]) - self._marks
                 yield "platform", f"Step {place}/{count} : {step[3]}"
         elif layer is not None and stream == "stdout":
-            self.layers.add(layer[1])
+            if len(self.layers) < _MOST_LAYERS:
+                self.layers.add(layer[1])
         elif text == " ---> Using cache":
             if not self._unsaid:
                 yield "platform", "Using cache"

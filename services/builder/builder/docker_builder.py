@@ -133,6 +133,7 @@ class DockerBuilder:
         *,
         target: str | None = None,
         arguments: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> BuiltImage:
         _, *triggering = await asyncio.gather(
             self.ensure_network(), *(self._admit(base, say) for base in bases)
@@ -162,7 +163,7 @@ class DockerBuilder:
             output = BuildOutput(marking.mark_of(order.cache), marks)
         try:
             async with (
-                self._steps.watched(order, lambda: output.layers),
+                self._steps.watched(order, lambda: output.layers, secrets),
                 self._api.stream("POST", "/build", query, tar_of(context)) as chunks,
             ):
                 async for chunk in chunks:

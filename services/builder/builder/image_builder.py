@@ -170,9 +170,11 @@ class ImageBuilder(Protocol):
         *,
         target: str | None = None,
         arguments: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> BuiltImage:
         """`context` is a plain tar, `bases` the images its Dockerfile names and the customer chose, `target`
-        the stage that becomes the image, `arguments` what the ARGs are."""
+        the stage that becomes the image, `arguments` what the ARGs are; `secrets` are for the steps that
+        ask for them, and nothing of them stays."""
         ...
 
     async def exists(self, reference: str) -> bool | None:

@@ -38,6 +38,9 @@ class BuilderSettings(BaseSettings):
     disk_mb: int = Field(
         8192, ge=64, description="Disk of a build whose plan has less, all its steps together"
     )
+    least_free_mb: int = Field(
+        1024, ge=0, description="No build is begun, and none goes on, while the engine's disk has less"
+    )
     pids: int = Field(1024, ge=64, description="Processes of a build whose plan has fewer")
     source_files: int = Field(50_000, ge=1, description="Most files and folders of a source")
     source_mb: int = Field(1024, ge=1, description="Largest source, unpacked")
@@ -45,6 +48,9 @@ class BuilderSettings(BaseSettings):
     git_seconds: float = Field(300, gt=0, description="Longest fetch of a repository")
     allow_private_git: bool = Field(
         False, description="Let customers fetch, also without TLS, from private addresses"
+    )
+    allow_private_registry: bool = Field(
+        False, description="Let customers take images from registries on private addresses"
     )
     ca_bundle: Path | None = Field(
         None, description="CA certificates (PEM) that builds need to reach package registries"
