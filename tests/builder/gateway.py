@@ -8,20 +8,25 @@ from typing import Any
 from builder.app import create
 from builder.image_builder import ImageBuilder
 from builder.settings import BuilderSettings
-from contracts import queries
+from contracts import credentials, queries
+from contracts.credentials import Purpose
 from contracts.events import BuildFinished, DeploymentRequested
 from contracts.ids import new_id
+from contracts.model import Model
 from contracts.money import Rate
 from contracts.reports import LogLine
 from contracts.workload import (
     BuildSettings,
+    DockerfileSource,
     GitSource,
+    ImageSource,
     Limits,
     RuntimePreset,
     UploadSource,
     WorkloadSpec,
 )
 from runtime.host import Host
+from runtime.seal import Seal
 
 from tests.builder.archives import packed
 from tests.harness import Harness, eventually
@@ -35,6 +40,7 @@ PYTHON = RuntimePreset(
 )
 LIMITS = Limits(cpu_millis=500, memory_mb=256, disk_mb=1024)
 _PART = 100
+AnySource = UploadSource | GitSource | ImageSource | DockerfileSource
 
 
 @dataclass
@@ -43,11 +49,13 @@ class Gateway:
     sources: dict[str, bytes] = field(default_factory=dict)
     pending: list[DeploymentRequested] = field(default_factory=list)
     specs: list[WorkloadSpec] = field(default_factory=list)
+    credentials: dict[str, dict[Purpose, Model]] = field(default_factory=dict)
     asked_parts: int = 0
 
     async def open(self) -> "Gateway":
         bus = await self.harness.everybody()
         bus.answer(queries.SourcePartOf, self._part)
+        bus.answer(queries.CredentialsOf, self._credentials)
         bus.answer(queries.DeploymentsPending, self._pending)
         bus.answer(queries.WorkloadsAfter, self._workloads)
         await bus.start_broker()
@@ -59,6 +67,14 @@ class Gateway:
         data = self.sources[query.source]
         begin = query.index * _PART
         return queries.SourcePart(data=data[begin : begin + _PART], last=begin + _PART >= len(data))
+
+    async def _credentials(self, query: queries.CredentialsOf) -> queries.SealedCredentials:
+        seal = Seal(self.harness.settings.seal_key_of("credentials"))
+        texts = {
+            purpose: seal.close(found.model_dump_json(), credentials.context(query.workload, purpose))
+            for purpose, found in self.credentials.get(query.workload, {}).items()
+        }
+        return queries.SealedCredentials(git=texts.get("git"), registry=texts.get("registry"))
 
     async def _pending(self, query: queries.DeploymentsPending) -> queries.PendingDeployments:
         return queries.PendingDeployments(requests=tuple(self.pending))
@@ -77,7 +93,7 @@ class Gateway:
         self.sources[source.source] = archive
         return self.request(changes.pop("source", source), **changes)
 
-    def request(self, source: UploadSource | GitSource, **changes: Any) -> DeploymentRequested:
+    def request(self, source: AnySource, **changes: Any) -> DeploymentRequested:
         values: dict[str, Any] = {
             "deployment": new_id("dep"),
             "number": 1,

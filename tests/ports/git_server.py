@@ -1,12 +1,21 @@
-"""A Git server over HTTP: `git http-backend` behind Python's own server, on one address."""
+"""Git servers over HTTP, HTTPS and what they serve: `git http-backend` behind Python's own server."""
 
+import base64
 import http.server
+import ipaddress
 import os
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 _AUTHOR = {
     "GIT_AUTHOR_NAME": "Tests",
@@ -18,26 +27,39 @@ _AUTHOR = {
 }
 
 
-class GitServer:
-    def __init__(self, folder: Path, url: str) -> None:
-        self._folder = folder
-        self.url = url
+class Repositories:
+    """Bare repositories in a folder."""
 
-    def repository(self, name: str, files: Mapping[str, str], links: Mapping[str, str] | None = None) -> str:
-        """The commit on its branch `main`."""
-        work = self._folder / f"{name}.work"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def repository(
+        self,
+        name: str,
+        files: Mapping[str, str],
+        links: Mapping[str, str] | None = None,
+        submodules: Mapping[str, tuple[str, str]] | None = None,
+    ) -> str:
+        """The commit on its branch `main`. `submodules`: path -> (URL, commit)."""
+        work = self.folder / f"{name}.work"
         work.mkdir(parents=True)
-        for path, text in files.items():
+        modules = "".join(
+            f'[submodule "{path}"]\n\tpath = {path}\n\turl = {url}\n'
+            for path, (url, _) in (submodules or {}).items()
+        )
+        for path, text in {**files, **({".gitmodules": modules} if modules else {})}.items():
             (work / path).parent.mkdir(parents=True, exist_ok=True)
             (work / path).write_text(text)
         for path, target in (links or {}).items():
             (work / path).symlink_to(target)
         self._git(work, "init", "--quiet", "--initial-branch=main")
         self._git(work, "add", "--all", "--force")
+        for path, (_, commit) in (submodules or {}).items():
+            self._git(work, "update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
         self._git(work, "commit", "--quiet", "--message", "first")
         self._git(work, "tag", "v1")
-        bare = self._folder / f"{name}.git"
-        self._git(self._folder, "clone", "--quiet", "--bare", str(work), str(bare))
+        bare = self.folder / f"{name}.git"
+        self._git(self.folder, "clone", "--quiet", "--bare", str(work), str(bare))
         self._git(bare, "config", "http.receivepack", "false")
         return self._git(work, "rev-parse", "HEAD").strip()
 
@@ -53,8 +75,51 @@ class GitServer:
         return done.stdout
 
 
+class GitServer(Repositories):
+    """`certificate`: what a client must trust. `asked`: the log-in of every request."""
+
+    def __init__(self, folder: Path, url: str, certificate: bytes) -> None:
+        super().__init__(folder)
+        self.url = url
+        self.certificate = certificate
+        self.asked: list[str | None] = []
+        # Where `/moved/` sends to.
+        self.moved = "/app.git"
+
+
+def certificate(folder: Path, address: str) -> bytes:
+    """One for the address, written with its key to where a server reads it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    ).public_bytes(serialization.Encoding.PEM)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "tls.pem").write_bytes(private + made)
+    return made
+
+
 @contextmanager
-def git_server(folder: Path, address: str) -> Iterator[GitServer]:
+def git_server(
+    folder: Path, address: str, *, secure: bool = False, login: str | None = None
+) -> Iterator[GitServer]:
+    """`secure`: over HTTPS. `login`: only for who says this `user:password`."""
+    admitted = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
+
     class Answers(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._answer(b"")
@@ -67,9 +132,17 @@ def git_server(folder: Path, address: str) -> Iterator[GitServer]:
 
         def _answer(self, body: bytes) -> None:
             path, _, query = self.path.partition("?")
+            found.asked.append(self.headers.get("Authorization"))
             if path.startswith("/moved/"):
                 self.send_response(301)
-                self.send_header("Location", f"/app.git/{path.split('/', 3)[3]}?{query}")
+                self.send_header("Location", f"{found.moved}/{path.split('/', 3)[3]}?{query}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if admitted is not None and self.headers.get("Authorization") != admitted:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="tests"')
+                self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
             done = subprocess.run(
@@ -103,10 +176,18 @@ def git_server(folder: Path, address: str) -> Iterator[GitServer]:
 
     server = http.server.ThreadingHTTPServer((address, 0), Answers)
     server.daemon_threads = True
+    trusted = b""
+    if secure:
+        trusted = certificate(folder, address)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "tls.pem")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    scheme = "https" if secure else "http"
+    found = GitServer(folder, f"{scheme}://{address}:{server.server_port}", trusted)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield GitServer(folder, f"http://{address}:{server.server_port}")
+        yield found
     finally:
         server.shutdown()
         server.server_close()

@@ -11,6 +11,7 @@ import pytest
 from builder.build_output import BuildOutput
 from builder.engine_api import Refused, tar_of
 from builder.image_builder import BuiltImage, Repository, StepFailed
+from contracts.git_address import parse
 
 from tests.harness import eventually
 from tests.ports.image_builders import (
@@ -117,8 +118,10 @@ async def test_a_build_that_is_cancelled_ends(hands: Hands) -> None:
 @pytest.mark.promise("R7.3")
 async def test_fetches_a_repository(hands: Hands) -> None:
     tree = io.BytesIO()
-    commit = await hands.builder.fetch(new_order(), hands.repository, tree, Said())
-    assert len(commit) == 40
+    fetched = await hands.builder.fetch(new_order(), hands.repository, tree, Said())
+    assert len(fetched.commit) == 40
+    assert (fetched.author, fetched.message) == ("Tests", "first")
+    assert fetched.submodules == ()
     tree.seek(0)
     with tarfile.open(fileobj=tree) as tar:
         assert {member.name for member in tar if member.isfile()} == set(FILES)
@@ -129,7 +132,10 @@ async def test_a_repository_that_is_not_there(hands: Hands) -> None:
     said = Said()
     with pytest.raises(StepFailed) as failed:
         await hands.builder.fetch(
-            new_order(), Repository(found.url + "x", found.host, found.address, None), io.BytesIO(), said
+            new_order(),
+            Repository(parse(f"{found.git.url}x", allow_http=True), found.address, None),
+            io.BytesIO(),
+            said,
         )
     assert failed.value.step == "source"
     assert failed.value.exit_code == 128
@@ -395,7 +401,7 @@ async def test_fetches_a_branch_a_tag_and_a_commit(docker: DockerHands, ref: str
     )
     tree = io.BytesIO()
     asked = docker.at(f"{name}.git", commit if ref == "commit" else ref)
-    assert await docker.builder.fetch(new_order(), asked, tree, Said()) == commit
+    assert (await docker.builder.fetch(new_order(), asked, tree, Said())).commit == commit
     tree.seek(0)
     with tarfile.open(fileobj=tree) as tar:
         assert {m.name for m in tar if not m.isdir()} == {"a.txt", ".gitattributes", "d/b.txt", "link"}

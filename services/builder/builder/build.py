@@ -273,6 +273,7 @@ class Builds:
                 writer.of("build"),
                 target=chosen.target,
                 arguments=chosen.arguments,
+                secrets=chosen.handed,
             )
 
         done = await self._published(claimed, order, image, writer, made_by=chosen.name)

@@ -72,6 +72,9 @@ class LogWriter:
         """From the next line on."""
         self._mask = mask
 
+    def hide_also(self, secret: str) -> None:
+        self._mask = self._mask.also(secret)
+
     def masked(self, text: str) -> str:
         """A text that leaves the build beside its log."""
         return self._mask.words(text)

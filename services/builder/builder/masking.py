@@ -39,6 +39,12 @@ class Mask:
         # Stream -> lines of a private key seen so far.
         self._key: dict[str, int] = {}
 
+    def also(self, secret: str) -> "Mask":
+        more = Mask((secret,))
+        more._forms = tuple(sorted({*self._forms, *more._forms}, key=len, reverse=True))
+        more._key = self._key
+        return more
+
     def lines(self, stream: str, text: str) -> str:
         """Whole lines of one stream, in their order."""
         if "\x1b" in text:

@@ -1,0 +1,133 @@
+"""Images that somebody else has built, taken from their registry by the engine.
+
+Invariant: what is taken is what the registry gives for this app's log-in now, by its digest. It gets the
+app's name on the engine and keeps no other: what one customer may read, another could build on by its name.
+"""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from contracts.credentials import RegistryLogin
+from contracts.errors import NotFound, ProviderFailed
+from contracts.git_address import is_public
+from contracts.image_reference import HUB, ImageReference
+
+from builder.engine_api import EngineApi, Refused
+from builder.hints import is_ours
+from builder.image_builder import BuiltImage, Say, StepFailed
+from builder.repository import resolve
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Registries:
+    api: EngineApi
+    largest: int
+    allow_private: bool
+
+    async def pull(
+        self, reference: ImageReference, login: RegistryLogin | None, name: tuple[str, str], say: Say
+    ) -> BuiltImage:
+        """`name`: repository and tag it is to have here."""
+        await self._require_public(reference)
+        if login is not None and login.host != reference.host:
+            login = None
+        digest = reference.digest or await self._digest(reference, login)
+        pinned = f"{reference.repository}@{digest}"
+        await say("platform", f"{reference} is {digest}")
+        try:
+            was_here = await self._found(pinned) is not None
+            await self._take(reference, digest, login, say)
+            found = await self._found(pinned)
+            if found is None:
+                raise ProviderFailed(f"the image {pinned} went away")
+            await self.api.call("POST", f"/images/{found['Id']}/tag", {"repo": name[0], "tag": name[1]})
+            if not was_here:
+                await self.api.call("DELETE", f"/images/{quote(pinned)}")
+        except Refused as error:
+            raise _failed(reference, error.words, login) from error
+        if found["Size"] > self.largest:
+            await self.api.call("DELETE", f"/images/{name[0]}:{name[1]}")
+            raise self._too_large(reference)
+        ports = {int(port.partition("/")[0]) for port in found["Config"].get("ExposedPorts") or {}}
+        return BuiltImage(found["Id"], found["Size"], tuple(sorted(ports)))
+
+    async def _require_public(self, reference: ImageReference) -> None:
+        if reference.host == HUB or self.allow_private:
+            return
+        host, _, port = reference.host.rpartition(":") if ":" in reference.host else (reference.host, "", "")
+        try:
+            address = await resolve(host.strip("[]"), int(port or 443))
+        except NotFound as error:
+            raise StepFailed("source", f"the image {reference}: {error.message}") from error
+        if not is_public(address):
+            raise StepFailed("source", f"the image {reference} is on a private address")
+
+    async def _digest(self, reference: ImageReference, login: RegistryLogin | None) -> str:
+        try:
+            async with self.api.stream(
+                "GET", f"/distribution/{quote(str(reference))}/json", headers=_header(login)
+            ) as chunks:
+                found = json.loads(b"".join([chunk async for chunk in chunks]))
+        except Refused as error:
+            raise _failed(reference, error.words, login) from error
+        return str(found["Descriptor"]["digest"])
+
+    async def _take(
+        self, reference: ImageReference, digest: str, login: RegistryLogin | None, say: Say
+    ) -> None:
+        query = {"fromImage": reference.repository, "tag": digest}
+        sizes: dict[str, int] = {}
+        async with self.api.stream("POST", "/images/create", query, headers=_header(login)) as chunks:
+            async for message in _messages(chunks):
+                if "error" in message:
+                    raise _failed(reference, str(message["error"]), login)
+                progress = message.get("progressDetail") or {}
+                layer = str(message.get("id"))
+                sizes[layer] = max(sizes.get(layer, 0), int(progress.get("total") or 0))
+                if sum(sizes.values()) > self.largest:
+                    # Leaving the block ends the pull.
+                    raise self._too_large(reference)
+        await say("platform", f"Pulled {reference}.")
+
+    async def _found(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = await self.api.call("GET", f"/images/{quote(name)}/json")
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    def _too_large(self, reference: ImageReference) -> StepFailed:
+        return StepFailed("source", f"the image {reference} is larger than {self.largest // MIB} MiB")
+
+
+async def _messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
+
+
+def _header(login: RegistryLogin | None) -> list[tuple[str, str]]:
+    said = {}
+    if login is not None:
+        said = {"username": login.user, "password": login.password, "serveraddress": login.host}
+    return [("X-Registry-Auth", base64.urlsafe_b64encode(json.dumps(said).encode()).decode())]
+
+
+def _failed(reference: ImageReference, words: str, login: RegistryLogin | None) -> Exception:
+    if is_ours(words):
+        return ProviderFailed(f"{reference} could not be pulled: {words}")
+    hint = "Check its name and tag; for a private one, PUT …/credentials/registry sets a log-in."
+    if login is not None:
+        hint = "Check its name and tag, and the log-in that PUT …/credentials/registry sets."
+    return StepFailed("source", f"the image {reference} could not be pulled: {words}", hint=hint)
