@@ -1,6 +1,12 @@
 """The size of an app: what there is to choose, what it would cost, and the change of a plan."""
 
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
+from contracts.ids import new_id
+from contracts.queries import InstanceUse
+from gateway.scaling import scale_by_rules
 
 from tests.customer import Customer, Refused
 from tests.gateway.world import World
@@ -74,3 +80,53 @@ async def test_a_smaller_plan_is_refused_while_the_app_does_not_fit(here: World,
     await customer.call("POST", f"/api/paas/apps/{app}/scale", json={"replicas": 1})
     await customer.call("DELETE", f"/api/paas/apps/{app}/volumes/data")
     assert (await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "tiny"}))["plan"] == "tiny"
+
+
+async def test_an_app_follows_its_rule_where_its_plan_allows(here: World, customer: Customer) -> None:
+    app, _ = await here.live(customer, "follows")
+    rule = {"min": 1, "max": 3, "up_seconds": 60, "cooldown_seconds": 0}
+    with pytest.raises(Refused, match="does not scale by itself"):
+        await customer.call("PUT", f"/api/paas/apps/{app}/autoscaling", json=rule)
+    admin = await here.administrator()
+    await admin.call("PATCH", "/api/admin/paas/plans/small", json={"autoscaling": True})
+    with pytest.raises(Refused, match="choose a smaller max"):
+        await customer.call("PUT", f"/api/paas/apps/{app}/autoscaling", json={**rule, "max": 100})
+    with pytest.raises(Refused, match="min is larger than max"):
+        await customer.call("PUT", f"/api/paas/apps/{app}/autoscaling", json={**rule, "min": 4})
+    await customer.call("PUT", f"/api/paas/apps/{app}/autoscaling", json=rule)
+    spec = await here.spec(app)
+
+    def uses(cpu_millis: int) -> None:
+        here.parts.used[app] = (
+            InstanceUse(
+                instance=new_id("ins"),
+                node="local",
+                process="web",
+                index=0,
+                cpu_millis=cpu_millis,
+                memory_mb=1,
+                at=datetime.now(UTC),
+            ),
+        )
+
+    async def look() -> int:
+        await scale_by_rules(desk)
+        return (await here.spec(app)).replicas()
+
+    desk: Any = here.host.service.http.state.desk  # type: ignore[union-attr]
+    uses(spec.limits.cpu_millis * 95 // 100)
+    assert (await customer.call("GET", f"/api/paas/apps/{app}/scaling"))["load"] == 95.0
+    assert await look() == 1
+    here.harness.clock.advance(61)
+    assert await look() == 2
+    await here.roll_out(await here.spec(app))
+    uses(spec.limits.cpu_millis * 10 // 100)
+    assert await look() == 2
+    here.harness.clock.advance(901)
+    assert await look() == 1
+    # Nobody knows what it uses: then it stays as it is.
+    here.parts.used.clear()
+    here.harness.clock.advance(3600)
+    assert await look() == 1
+    await customer.call("DELETE", f"/api/paas/apps/{app}/autoscaling")
+    assert (await customer.call("GET", f"/api/paas/apps/{app}/scaling"))["autoscale"] is None

@@ -33,6 +33,7 @@ from contracts.queries import (
     BuildsOpen,
     ImageExistence,
     ImageLookup,
+    InstanceUse,
     NodeInfo,
     Nodes,
     OpenBuild,
@@ -41,8 +42,10 @@ from contracts.queries import (
     RegionsWithRoom,
     Statement,
     StatementOf,
+    UsageOf,
     Wallet,
     WalletOf,
+    WorkloadUsage,
 )
 from contracts.reports import BuildLog, LogLine, NodeCapacity, NodeUsage
 from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, WorkloadSpec
@@ -81,6 +84,7 @@ class Parts:
     statements: dict[str, Statement] = field(default_factory=dict)
     logs: dict[str, list[LogLine]] = field(default_factory=lambda: defaultdict(list))
     queue: list[OpenBuild] = field(default_factory=list)
+    used: dict[str, tuple[InstanceUse, ...]] = field(default_factory=dict)
     # What the builder knows of images: they are there, they are not, or nobody answers.
     images: dict[str, bool] = field(default_factory=dict)
     # The builder does not answer.
@@ -129,6 +133,11 @@ class Parts:
         if self.away:
             raise Unavailable("the builder is away")
         return ImageExistence(exists=self.images.get(query.reference))
+
+    async def usage(self, query: UsageOf) -> WorkloadUsage:
+        if self.away:
+            raise Unavailable("the scheduler is away")
+        return WorkloadUsage(instances=self.used.get(query.workload, ()))
 
     async def log(self, query: BuildLogAfter) -> BuildLogPage:
         if self.away:
@@ -326,6 +335,7 @@ async def opened(harness: Harness, **settings: Any) -> AsyncIterator[World]:
         (WalletOf, parts.wallet),
         (StatementOf, parts.statement),
         (BuildLogAfter, parts.log),
+        (UsageOf, parts.usage),
         (BuildsOpen, parts.builds),
         (ImageLookup, parts.image),
     ):

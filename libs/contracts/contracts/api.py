@@ -141,6 +141,7 @@ class PlanView(Model):
     max_replicas: int
     # Of all volumes of an app together.
     volume_mb: int
+    autoscaling: bool
     hourly: Money
     monthly: Money
     # Names of the runtimes an app on this plan may use.
@@ -169,6 +170,7 @@ class CreatePlan(Strict):
     limits: ChooseLimits
     max_replicas: Annotated[int, Field(ge=1, le=100)]
     volume_mb: VolumeMb = 10_240
+    autoscaling: bool = False
     hourly: Amount
     monthly: Amount
     # None: every runtime, also those to come.
@@ -183,6 +185,7 @@ class ChangePlan(Strict):
     limits: ChooseLimits | None = None
     max_replicas: Annotated[int, Field(ge=1, le=100)] | None = None
     volume_mb: VolumeMb | None = None
+    autoscaling: bool | None = None
     hourly: Amount | None = None
     monthly: Amount | None = None
     runtimes: tuple[str, ...] | None = None

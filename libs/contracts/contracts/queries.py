@@ -5,7 +5,16 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import Field
 
 from contracts.events import DeploymentRequested
-from contracts.ids import AppId, BuildId, DeploymentId, NodeName, OrganizationId, SourceId, UserId
+from contracts.ids import (
+    AppId,
+    BuildId,
+    DeploymentId,
+    InstanceId,
+    NodeName,
+    OrganizationId,
+    SourceId,
+    UserId,
+)
 from contracts.model import Model, Moment
 from contracts.money import Money
 from contracts.reports import LogLine, NodeCapacity, NodeUsage

@@ -35,6 +35,14 @@ class NodeUsage(Model):
     load: float
 
 
+class InstanceUsage(Model):
+    # Since the instance was last started; it only grows, until it is started again.
+    cpu_seconds: float
+    # Of one second, on average since the report before.
+    cpu_millis: int
+    memory_mb: int
+
+
 class RunningInstance(Model):
     instance: InstanceId
     workload: AppId
@@ -45,6 +53,8 @@ class RunningInstance(Model):
     rate: Rate
     started_at: Moment
     healthy: bool
+    # None: not known at the moment.
+    usage: InstanceUsage | None = None
 
 
 class NodeHeartbeat(Report):

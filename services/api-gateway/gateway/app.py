@@ -24,6 +24,7 @@ from gateway import (
 )
 from gateway.desk import Desk, Resolve
 from gateway.passwords import Passwords
+from gateway.scaling import scale_by_rules
 from gateway.seed import seed
 from gateway.settings import GatewaySettings
 from gateway.tokens import Tokens
@@ -87,6 +88,7 @@ def create(
         loops=[
             Loop("sweep", functools.partial(sweeps.sweep, desk), every=15.0),
             Loop("cron", functools.partial(cron.tick, desk), every=2.0),
+            Loop("scale", functools.partial(scale_by_rules, desk), every=30.0),
             Loop("tidy", functools.partial(sweeps.tidy, desk), every=300.0),
         ],
         http=http.create(desk, runtime.telemetry),

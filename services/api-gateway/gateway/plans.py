@@ -58,6 +58,7 @@ async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
                 limits=new.limits.model_dump(),
                 max_replicas=new.max_replicas,
                 volume_mb=new.volume_mb,
+                autoscaling=new.autoscaling,
                 micros_per_hour=micros(new.hourly),
                 micros_per_month=micros(new.monthly),
                 currency=caller.desk.currency,
@@ -91,7 +92,7 @@ async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> O
             plan.micros_per_month = micros(change.monthly)
         if "runtimes" in given:
             plan.runtimes = None if change.runtimes is None else list(change.runtimes)
-        for field in given & {"title", "max_replicas", "volume_mb", "active"}:
+        for field in given & {"title", "max_replicas", "volume_mb", "autoscaling", "active"}:
             setattr(plan, field, getattr(change, field))
         return _offered(plan, offered)
 
@@ -136,6 +137,7 @@ def _view(plan: PlanRow, offered: list[RuntimeRow]) -> dict[str, object]:
         "limits": Limits.model_validate(plan.limits),
         "max_replicas": plan.max_replicas,
         "volume_mb": plan.volume_mb,
+        "autoscaling": plan.autoscaling,
         "hourly": Money(micros=plan.micros_per_hour, currency=plan.currency),
         "monthly": Money(micros=plan.micros_per_month, currency=plan.currency),
         "runtimes": [r.name for r in offered if plan.runtimes is None or r.name in plan.runtimes],

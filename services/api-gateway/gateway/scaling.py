@@ -4,19 +4,29 @@ A plan's limits and price are frozen into the app at the moment it is chosen. A 
 instances, and the new rate counts from the moment each new one starts.
 """
 
+from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated
 
-from contracts.api import AppDetail, ChoosePlan, PlanChoice, Projection, ScalingView
-from contracts.errors import InvalidInput
+import structlog
+from contracts.api import AppDetail, AutoscaleRule, ChoosePlan, PlanChoice, Projection, ScalingView
+from contracts.errors import InvalidInput, Unavailable
 from contracts.money import Money
+from contracts.queries import InstanceUse, UsageOf
+from contracts.workload import Limits, Process
 from fastapi import APIRouter, Query, Response
-from runtime.store import Tx
+from runtime.store import PLATFORM, Tx
 from sqlalchemy import select
 
-from gateway import apps, funds, plans, runtimes, volumes, wallets, workloads
-from gateway.permissions import Member
+from gateway import funds, plans, runtimes, volumes, wallets, workloads
+from gateway.apps import shown
+from gateway.autoscale import Watched, decide, load_of
+from gateway.desk import Desk
+from gateway.permissions import Member, Speaker
 from gateway.tables import PlanRow, WorkloadRow
+
+log = structlog.get_logger("gateway.scaling")
 
 router = APIRouter(prefix="/api", tags=["scaling"])
 
@@ -26,6 +36,7 @@ async def show_scaling(
     app: str, caller: Member, replicas: Annotated[int | None, Query(ge=1, le=100)] = None
 ) -> ScalingView:
     """`?replicas=` shows what so many would cost."""
+    load = await _load(caller, app)
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
         offered = await tx.scalars(
@@ -42,6 +53,8 @@ async def show_scaling(
             processes={name: process["replicas"] for name, process in row.processes.items()},
             now=_projection(row, row.replicas, balance),
             projected=None if replicas is None else _projection(row, replicas, balance),
+            autoscale=None if row.autoscale is None else AutoscaleRule.model_validate(row.autoscale),
+            load=load,
             plans=tuple([await _choice(tx, row, plan) for plan in offered]),
         )
 
@@ -65,7 +78,87 @@ async def change_plan(app: str, chosen: ChoosePlan, caller: Member) -> Response:
             row.micros_per_hour, row.currency = plan.micros_per_hour, plan.currency
             workloads.change(tx, row)
             await workloads.settle(tx, row)
-    return await apps.shown(caller, app)
+    return await shown(caller, app)
+
+
+@router.put("/paas/apps/{app}/autoscaling")
+async def set_rule(app: str, rule: AutoscaleRule, caller: Member) -> AutoscaleRule:
+    async with caller.desk.store.transaction(caller.organization) as tx:
+        row = await workloads.locked(tx, app)
+        plan = await tx.get(PlanRow, row.plan)
+        if plan is None or not plan.autoscaling:
+            raise InvalidInput(
+                f"the plan {row.plan} does not scale by itself; choose one that does", plan=row.plan
+            )
+        if rule.max > plan.max_replicas:
+            raise InvalidInput(
+                f"the plan {plan.name} allows {plan.max_replicas} instances; choose a smaller max",
+                max_replicas=plan.max_replicas,
+            )
+        row.autoscale = rule.model_dump()
+        row.above_since = row.below_since = row.scaled_at = None
+    return rule
+
+
+@router.delete("/paas/apps/{app}/autoscaling", status_code=204, response_class=Response)
+async def remove_rule(app: str, caller: Member) -> None:
+    """It keeps the number of instances it has now."""
+    async with caller.desk.store.transaction(caller.organization) as tx:
+        (await workloads.locked(tx, app)).autoscale = None
+
+
+async def scale_by_rules(desk: Desk) -> None:
+    """Looks at every app with a rule. Any number of gateways may: what one has done, the next finds done."""
+    async with desk.store.transaction(PLATFORM) as tx:
+        apps = await tx.scalars(
+            select(WorkloadRow.id).where(WorkloadRow.autoscale.is_not(None), WorkloadRow.state == "running")
+        )
+    for app in apps:
+        try:
+            used = (await desk.bus.ask(UsageOf(workload=app))).instances
+            async with desk.store.transaction(PLATFORM) as tx:
+                await _scale(tx, app, used, desk.clock.now())
+        except Unavailable as error:
+            log.info("an app is not scaled now", app=app, error=error.message)
+
+
+async def _scale(tx: Tx, app: str, used: Sequence[InstanceUse], now: datetime) -> None:
+    row = await workloads.find(tx, app)
+    if row is None or row.autoscale is None or row.state != "running" or not row.live:
+        return
+    rule = AutoscaleRule.model_validate(row.autoscale)
+    processes = {name: Process.model_validate(process) for name, process in row.processes.items()}
+    web = processes.get("web")
+    if web is None:
+        return
+    watched = Watched(row.above_since, row.below_since, row.scaled_at)
+    load = load_of(used, Limits.model_validate(row.limits))
+    wanted, watched = decide(rule, web.replicas, load, watched, now)
+    if wanted > web.replicas and await funds.of(tx, row.organization) <= 0:
+        return
+    row.above_since, row.below_since, row.scaled_at = (
+        watched.above_since,
+        watched.below_since,
+        watched.scaled_at,
+    )
+    if wanted != web.replicas:
+        log.info("scaled by its rule", app=app, load=load, replicas=web.replicas, wanted=wanted)
+        processes["web"] = web.model_copy(update={"replicas": wanted})
+        workloads.set_processes(row, processes)
+        workloads.change(tx, row)
+        await workloads.settle(tx, row)
+
+
+async def _load(caller: Speaker, app: str) -> float | None:
+    """Nothing, when nobody can say it now: the rest of the answer is worth having without."""
+    async with caller.desk.store.transaction(caller.organization) as tx:
+        row = await workloads.locked(tx, app)
+        limits = Limits.model_validate(row.limits)
+    try:
+        load = load_of((await caller.desk.bus.ask(UsageOf(workload=app))).instances, limits)
+    except Unavailable:
+        return None
+    return None if load is None else round(load, 1)
 
 
 async def _choice(tx: Tx, row: WorkloadRow, plan: PlanRow) -> PlanChoice:

@@ -108,6 +108,7 @@ class PlanRow(Base):
     runtimes: Mapped[list[str] | None]
     # Of all volumes of an app together.
     volume_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("10240"))
+    autoscaling: Mapped[bool] = mapped_column(server_default=false())
     active: Mapped[bool] = mapped_column(server_default=true())
 
 
@@ -188,6 +189,10 @@ class WorkloadRow(Base):
     good_release: Mapped[str | None]
     live: Mapped[bool] = mapped_column(server_default=false())
     volumes: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
+    autoscale: Mapped[Json | None]
+    above_since: Mapped[datetime | None]
+    below_since: Mapped[datetime | None]
+    scaled_at: Mapped[datetime | None]
     # What was heard about this very generation, and nothing older.
     placement: Mapped[Json | None]
     blockage: Mapped[Json | None]
@@ -202,6 +207,7 @@ class WorkloadRow(Base):
     created_at: Mapped[datetime] = created()
     __table_args__ = (
         Index("workload_organization", "organization", "id"),
+        Index("workload_autoscale", "id", postgresql_where=text("autoscale is not null")),
         # The hostname is made of the two, so they are one customer's on the whole platform.
         Index(
             "workload_name_key",

@@ -137,11 +137,10 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU counts up since the instance was last started; the rest is what it holds now."""
+    """CPU counts up since the instance was last started; memory is what it holds now."""
 
     cpu_seconds: float
     memory_bytes: int
-    disk_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +213,13 @@ class ContainerEngine(Protocol):
 
     async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]: ...
 
-    async def usage(self, instance: str) -> Usage: ...
+    async def usage(self, instance: str) -> Usage:
+        """Nothing, where it does not run. Cheap."""
+        ...
+
+    async def written(self, instance: str) -> int:
+        """Bytes on its own disk, volumes aside. Takes the engine a while."""
+        ...
 
     def events(self) -> AsyncIterator[EngineEvent | None]:
         """None once the stream is open: from then on nothing is missed. Ends by `Unavailable`."""

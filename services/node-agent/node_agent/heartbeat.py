@@ -1,16 +1,18 @@
 """Says every few seconds what this node is, what is used of it and what runs on it: whole each time."""
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
 from contracts.errors import BerthError
-from contracts.reports import NodeHeartbeat, RunningInstance
+from contracts.reports import InstanceUsage, NodeHeartbeat, RunningInstance
 
 from node_agent.machine import Machine
 from node_agent.site import Site
 
 _UNKNOWN = "unknown"
+_MIB = 1024 * 1024
 
 
 class Heart:
@@ -31,6 +33,8 @@ class Heart:
         self._sequence = 0
         self._engine = _UNKNOWN
         self._agent = version("berth-node-agent")
+        # Of each instance, when it was looked at last and the CPU it had used by then.
+        self._seen: dict[str, tuple[float, float]] = {}
 
     async def beat(self) -> None:
         if self._engine == _UNKNOWN:
@@ -51,16 +55,36 @@ class Heart:
                 used=self._machine.usage(),
                 engine=self._engine,
                 agent=self._agent,
-                instances=tuple(self._running()),
+                instances=await self._running(),
             )
         )
 
-    def _running(self) -> list[RunningInstance]:
-        return [
+    async def _running(self) -> tuple[RunningInstance, ...]:
+        there = [tenure.started for tenure in self._site.tenures if tenure.stopped is None]
+        used = await asyncio.gather(*(self._usage(started.instance) for started in there))
+        self._seen = {s.instance: self._seen[s.instance] for s in there if s.instance in self._seen}
+        return tuple(
             RunningInstance(
-                **tenure.started.model_dump(exclude={"id", "at", "node"}),
-                healthy=self._healthy(tenure.started.workload, tenure.started.instance),
+                **started.model_dump(exclude={"id", "at", "node"}),
+                healthy=self._healthy(started.workload, started.instance),
+                usage=usage,
             )
-            for tenure in self._site.tenures
-            if tenure.stopped is None
-        ]
+            for started, usage in zip(there, used, strict=True)
+        )
+
+    async def _usage(self, instance: str) -> InstanceUsage | None:
+        try:
+            found = await self._site.engine.usage(instance)
+        except BerthError:
+            # It has just gone, or the engine does not answer: then nothing is known about it.
+            return None
+        now = self._site.clock.monotonic()
+        before, had = self._seen.get(instance, (now, found.cpu_seconds))
+        self._seen[instance] = now, found.cpu_seconds
+        # Less than before: it was started anew in between, and all of it is since then.
+        used = found.cpu_seconds - had if found.cpu_seconds >= had else found.cpu_seconds
+        return InstanceUsage(
+            cpu_seconds=round(found.cpu_seconds, 3),
+            cpu_millis=round(1000 * used / (now - before)) if now > before else 0,
+            memory_mb=found.memory_bytes // _MIB,
+        )

@@ -12,6 +12,7 @@ from contracts.errors import BerthError, Unavailable
 from runtime.bucket import Bucket
 
 from node_agent.engine import EngineEvent, Instance
+from node_agent.exec import Sessions
 from node_agent.jobs import Jobs
 from node_agent.rollout import Keeper
 from node_agent.site import Site
@@ -22,9 +23,10 @@ _MIB = 1024 * 1024
 
 
 class Node:
-    def __init__(self, site: Site, jobs: Jobs) -> None:
+    def __init__(self, site: Site, jobs: Jobs, sessions: Sessions) -> None:
         self._site = site
         self._jobs = jobs
+        self._sessions = sessions
         self._keepers: dict[str, Keeper] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._strangers: set[str] = set()
@@ -58,6 +60,7 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._sessions.close()
         await self._jobs.close()
         await self._site.departures.close()
         await self._site.images.close()

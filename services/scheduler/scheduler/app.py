@@ -26,12 +26,13 @@ from contracts.queries import (
     NodeOf,
     NodeRemoved,
     RegionsWithRoom,
+    UsageOf,
 )
 from contracts.reports import NodeHeartbeat
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service, many
 
-from scheduler import queries
+from scheduler import queries, usage
 from scheduler.administration import Administration
 from scheduler.departures import Departures
 from scheduler.door import Door
@@ -73,6 +74,7 @@ def create(runtime: Runtime) -> Service:
             RegionsWithRoom: functools.partial(queries.regions, runtime, settings),
             AllNodes: functools.partial(queries.all_nodes, runtime),
             NodeOf: functools.partial(queries.node_detail, runtime),
+            UsageOf: functools.partial(usage.answer, runtime),
             NodeChanged: administration.change,
             NodeRemoved: administration.remove,
             JoinTokenMade: joining.make,

@@ -14,6 +14,7 @@ from contracts.reports import NodeHeartbeat
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, Tx
 
+from scheduler import usage
 from scheduler.departures import Departures
 from scheduler.relief import Relief
 
@@ -209,6 +210,7 @@ class Nodes:
                 self._tell_pressure(by_name[name], was_pressed, is_pressed, region, tx)
         if pressed:
             await connection.execute(_PRESSED, tuple(map(list, zip(*pressed, strict=True))), prepare=True)
+        await usage.record(connection, recorded)
         await self._departures.reported(recorded, now, tx)
 
     def _tell_pressure(

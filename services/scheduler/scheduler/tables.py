@@ -147,6 +147,15 @@ class NodeKeyRow(Base):
     )
 
 
+class NodeUsageRow(Base):
+    """What its instances use: workload -> instance -> process, index, CPU, memory."""
+
+    __tablename__ = "node_usage"
+    node: Mapped[str] = mapped_column(Text, ForeignKey("node.name", ondelete="cascade"), primary_key=True)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    instances: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+
 class WorkloadRow(Base):
     __tablename__ = "workload"
     id: Mapped[str] = mapped_column(Text, primary_key=True)
