@@ -75,6 +75,8 @@ class Recipe:
     # Of the customer's own Dockerfile: the stage to build, and what its ARGs are.
     target: str | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
+    # Secrets for the steps that ask for them: see `builder.handing`.
+    handed: Mapping[str, str] = field(default_factory=dict)
     # Not a Dockerfile, but a program of an image makes it: buildpacks, or a lifecycle.
     by: Classic | Lifecycle | None = None
 
