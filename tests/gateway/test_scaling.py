@@ -54,6 +54,7 @@ async def test_another_plan_means_other_limits_and_another_rate(here: World, cus
     assert (await here.spec(app)).generation == spec.generation
 
 
+@pytest.mark.promise("R18.5")
 async def test_a_smaller_plan_is_refused_while_the_app_does_not_fit(here: World, customer: Customer) -> None:
     app, _ = await here.live(customer, "too-large", plan="medium")
     admin = await here.administrator()
@@ -79,6 +80,11 @@ async def test_a_smaller_plan_is_refused_while_the_app_does_not_fit(here: World,
     assert (tiny["direction"], len(tiny["obstacles"])) == ("downgrade", 2)
     await customer.call("POST", f"/api/paas/apps/{app}/scale", json={"replicas": 1})
     await customer.call("DELETE", f"/api/paas/apps/{app}/volumes/data")
+    use = {"instance": new_id("ins"), "node": "local", "process": "web", "index": 0, "cpu_millis": 1}
+    here.parts.used[app] = (InstanceUse(**use, memory_mb=65, at=datetime.now(UTC)),)
+    with pytest.raises(Refused, match="uses 65 MB of memory and the plan allows 64 MB"):
+        await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "tiny"})
+    here.parts.used[app] = ()
     assert (await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "tiny"}))["plan"] == "tiny"
 
 

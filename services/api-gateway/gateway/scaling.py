@@ -36,7 +36,7 @@ async def show_scaling(
     app: str, caller: Member, replicas: Annotated[int | None, Query(ge=1, le=100)] = None
 ) -> ScalingView:
     """`?replicas=` shows what so many would cost."""
-    load = await _load(caller, app)
+    used = await _used(caller, app)
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
         offered = await tx.scalars(
@@ -54,18 +54,21 @@ async def show_scaling(
             now=_projection(row, row.replicas, balance),
             projected=None if replicas is None else _projection(row, replicas, balance),
             autoscale=None if row.autoscale is None else AutoscaleRule.model_validate(row.autoscale),
-            load=load,
-            plans=tuple([await _choice(tx, row, plan) for plan in offered]),
+            load=_rounded(load_of(used or (), Limits.model_validate(row.limits))),
+            plans=tuple([await _choice(tx, row, plan, used) for plan in offered]),
         )
 
 
 @router.put("/paas/apps/{app}/plan", response_model=AppDetail)
 async def change_plan(app: str, chosen: ChoosePlan, caller: Member) -> Response:
+    used = await _used(caller, app)
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
         plan = await plans.offered_plan(tx, chosen.plan)
         if plan.name != row.plan:
-            against = await _obstacles(tx, row, plan)
+            if used is None and Limits.model_validate(plan.limits).memory_mb < row.limits["memory_mb"]:
+                raise Unavailable("nobody can say now whether the app fits a smaller plan; try again soon")
+            against = await _obstacles(tx, row, plan, used)
             if against:
                 raise InvalidInput(
                     f"the app does not fit the plan {plan.name}: {'; '.join(against)}",
@@ -149,19 +152,21 @@ async def _scale(tx: Tx, app: str, used: Sequence[InstanceUse], now: datetime) -
         await workloads.settle(tx, row)
 
 
-async def _load(caller: Speaker, app: str) -> float | None:
-    """Nothing, when nobody can say it now: the rest of the answer is worth having without."""
+async def _used(caller: Speaker, app: str) -> tuple[InstanceUse, ...] | None:
+    """None when nobody can say it now: most is worth answering without."""
     async with caller.desk.store.transaction(caller.organization) as tx:
-        row = await workloads.locked(tx, app)
-        limits = Limits.model_validate(row.limits)
+        await workloads.locked(tx, app)
     try:
-        load = load_of((await caller.desk.bus.ask(UsageOf(workload=app))).instances, limits)
+        return (await caller.desk.bus.ask(UsageOf(workload=app))).instances
     except Unavailable:
         return None
+
+
+def _rounded(load: float | None) -> float | None:
     return None if load is None else round(load, 1)
 
 
-async def _choice(tx: Tx, row: WorkloadRow, plan: PlanRow) -> PlanChoice:
+async def _choice(tx: Tx, row: WorkloadRow, plan: PlanRow, used: Sequence[InstanceUse] | None) -> PlanChoice:
     return PlanChoice(
         name=plan.name,
         title=plan.title,
@@ -173,12 +178,17 @@ async def _choice(tx: Tx, row: WorkloadRow, plan: PlanRow) -> PlanChoice:
             if plan.micros_per_hour > row.micros_per_hour
             else "downgrade"
         ),
-        obstacles=tuple(await _obstacles(tx, row, plan)),
+        obstacles=tuple(await _obstacles(tx, row, plan, used)),
     )
 
 
-async def _obstacles(tx: Tx, row: WorkloadRow, plan: PlanRow) -> list[str]:
+async def _obstacles(
+    tx: Tx, row: WorkloadRow, plan: PlanRow, used: Sequence[InstanceUse] | None
+) -> list[str]:
     found = []
+    most, allowed = max((one.memory_mb for one in used or ()), default=0), plan.limits["memory_mb"]
+    if most > allowed:
+        found.append(f"an instance of it uses {most} MB of memory and the plan allows {allowed} MB")
     if row.replicas > plan.max_replicas:
         found.append(f"it has {row.replicas} instances and the plan allows {plan.max_replicas}; scale down")
     held = sum(volume.size_mb for volume in volumes.volumes_of(row))
