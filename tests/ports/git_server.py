@@ -50,6 +50,8 @@ class Repositories:
         for path, text in {**files, **({".gitmodules": modules} if modules else {})}.items():
             (work / path).parent.mkdir(parents=True, exist_ok=True)
             (work / path).write_text(text)
+            if text.startswith("#!"):
+                (work / path).chmod(0o755)
         for path, target in (links or {}).items():
             (work / path).symlink_to(target)
         self._git(work, "init", "--quiet", "--initial-branch=main")
