@@ -55,13 +55,31 @@ class Server:
             tar.addfile(entry, io.BytesIO(content))
         assert self.container.put_archive("/", packed.getvalue())
 
+    def open_ssh(self, password: str) -> None:
+        """A real sshd, as a hosting company hands a server over."""
+        self.run("ssh-keygen", "-A")
+        self.put("/etc/ssh/sshd_config.d/root.conf", b"PermitRootLogin yes\nPasswordAuthentication yes\n")
+        self.put("/root/password", f"root:{password}\n".encode(), mode=0o600)
+        self.run("bash", "-c", "chpasswd < /root/password && rm /root/password")
+        told = "".join(f"{name}={value}\n" for name, value in _told().items())
+        self.run("mkdir", "-p", "/run/sshd")
+        self.put("/etc/environment", told.encode())
+        self.run("/usr/sbin/sshd")
+
+    def fingerprint(self) -> str:
+        return self.run("ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key.pub").split()[1]
+
     def load_probe(self) -> None:
         """An image that answers HTTP, at its engine: no registry stands between them here."""
         self.put("/probe.tar", probe())
         self.run("docker", "import", "--change", PROBE_COMMAND, "/probe.tar", PROBE)
 
     def log(self) -> str:
-        return self.tries("bash", "-c", "tail -n 40 /var/lib/berth-node/logs/*.log")[1]
+        return self.tries(
+            "bash",
+            "-c",
+            "tail -n 30 /var/lib/berth-node/logs/berth-*.log; docker ps -a; docker info 2>/dev/null | head -5; iptables -S | head -40",
+        )[1]
 
 
 # nats-server is one file that needs nothing, and its monitoring answers every GET of / with 200.
@@ -73,6 +91,15 @@ def probe() -> bytes:
     with tarfile.open(fileobj=packed, mode="w") as tar:
         tar.add(wheels.nats_server(), "server")
     return packed.getvalue()
+
+
+def _told() -> dict[str, str]:
+    """How this machine reaches a package index."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("PIP_") or name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE")
+    }
 
 
 @contextmanager
@@ -110,11 +137,7 @@ def server(name: str) -> Iterator[Server]:
             check=True,
             capture_output=True,
         )
-        told = [
-            f"--env={name}"
-            for name in os.environ
-            if name.startswith("PIP_") or name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE")
-        ]
+        told = [f"--env={name}={value}" for name, value in _told().items()]
         bound = [f"--volume={path}:{path}:ro" for path in _OURS if Path(path).exists()]
         # By the client program: the SDK has no word for the last of the options.
         begun = subprocess.run(

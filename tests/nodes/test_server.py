@@ -1,8 +1,10 @@
 """A clean server becomes a node by the script, runs an app, and is clean again."""
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 from contracts.events import BuildFinished, DeploymentRequested
 from contracts.ids import new_id
 from contracts.workload import BuildSucceeded
+from embedded.wheels import postgres
 
 from tests.customer import Customer, archive
 from tests.harness import EVERYTHING, SECRET, eventually
@@ -106,7 +109,7 @@ async def runs_an_app(estate: Estate, machine: Server, administrator: Customer) 
         await customer.register("edge@example.org")
         await administrator.call(
             "POST",
-            f"/api/admin/organizations/{customer.organization}/credit",
+            f"/api/admin/organizations/{customer.organization}/credits",
             json={"amount": "10", "note": "to begin"},
         )
         app = await customer.create("probe", region="edge", port=8080, retry=True)
@@ -118,7 +121,11 @@ async def runs_an_app(estate: Estate, machine: Server, administrator: Customer) 
             assert view["status"] != "failed", (view, machine.log())
             return view if view["status"] == "running" else None
 
-        view = await eventually(live, seconds=60, every=0.2, what="the app")
+        try:
+            view = await eventually(live, seconds=30, every=0.2, what="the app")
+        except AssertionError:
+            deployments = await customer.call("GET", f"/api/paas/apps/{app}/deployments")
+            raise AssertionError(f"{deployments}\n{machine.log()}") from None
         host = httpx.URL(view["url"]).host
         answer = await customer.client.get(f"http://{machine.address}/", headers={"Host": host})
         assert answer.status_code == 200
@@ -169,3 +176,62 @@ def traces(machine: Server) -> dict[str, str]:
         "rules": machine.run("bash", "-c", "iptables-save | grep BERTH || true"),
         "mounts": machine.run("bash", "-c", "grep berth /proc/self/mountinfo || true"),
     }
+
+
+PASSWORD = "the provider's own, 7391"
+
+
+@pytest.mark.promise("P1")
+async def test_a_server_is_made_a_node_over_ssh(
+    estate: Estate, administrator: Customer, here: str, tmp_path: Path
+) -> None:
+    with server("edge-2") as machine:
+        await asyncio.to_thread(machine.open_ssh, PASSWORD)
+        at = {"address": machine.address, "port": 22}
+        shown = await administrator.call("POST", "/api/admin/paas/servers/key", json=at)
+        assert shown["fingerprint"] == machine.fingerprint()
+        order = {**at, "fingerprint": shown["fingerprint"], "password": PASSWORD, "region": "edge"}
+
+        # One who stands in between has another key: he is told nothing.
+        another = f"SHA256:{'A' * 43}"
+        (*_, end) = await steps(administrator, {**order, "fingerprint": another})
+        assert (end["kind"], "another key" in end["text"]) == ("failed", True)
+        (*_, end) = await steps(administrator, {**order, "password": "a guess"})
+        assert (end["kind"], "refuses root" in end["text"]) == ("failed", True)
+
+        told = await steps(administrator, {**order, "labels": {"rack": "7"}})
+        assert (told[-1]["kind"], told[-1]["details"]) == ("joined", {"node": "edge-2"}), told
+        texts = [step["text"] for step in told if step["kind"] == "step"]
+        assert texts[0] == f"connecting to {machine.address}"
+        assert [text for text in texts if text in ("installing the agent", "joined as edge-2")]
+        view = await node(administrator, "edge-2")
+        assert (view["status"], view["labels"]) == ("online", {"rack": "7"})
+
+        # It was used, and is nowhere: not in what was said, not in a log, not in a table, not on the server.
+        assert PASSWORD not in repr(told)
+        assert PASSWORD not in estate.platform.log_of("+".join(CONTROL_PLANE))
+        dump = subprocess.run(
+            [postgres("pg_dump"), estate.platform.running.postgres.url(database="berth")],
+            capture_output=True,
+            check=True,
+        ).stdout.decode(errors="replace")
+        assert "edge-2" in dump
+        assert PASSWORD not in dump
+        tokens = (await administrator.call("GET", "/api/admin/paas/join-tokens"))["tokens"]
+        # Each has been used or revoked: none is left lying about.
+        assert all(token["revoked_at"] for token in tokens[:3])
+        # Cut off: it reads and writes nothing any more.
+        await administrator.call("DELETE", "/api/admin/paas/nodes/edge-2")
+        await asyncio.sleep(1)
+        assert machine.tries("/usr/local/sbin/berth-node", "status")[0] == 1
+
+
+async def steps(administrator: Customer, order: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    request = {"json": order, "headers": administrator.headers, "timeout": 240}
+    async with administrator.client.stream("POST", "/api/admin/paas/servers", **request) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                found.append(orjson.loads(line[6:]))
+    return found

@@ -67,7 +67,7 @@ def start(layout: Layout) -> int:
     changed = write(layout.ingress_yaml, services.ingress(layout))
     if not _systemd():
         supervisor.begin(layout, "engine")
-        if changed or not _current(layout):
+        if not _current(layout) or changed:
             supervisor.end(layout, "services")
         supervisor.begin(layout, "services")
         return 0

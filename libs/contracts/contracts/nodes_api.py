@@ -3,6 +3,7 @@
 What he is shown of nodes are the answers of their owner (`contracts.queries`).
 """
 
+from ipaddress import IPv4Address
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, StringConstraints
@@ -68,15 +69,19 @@ class ChangeNode(Strict):
     reserve: Annotated[float, Field(ge=0, le=0.9)] | None = None
 
 
-class AddServer(Strict):
-    """A server the platform sets up by itself. The password is used and forgotten. The first call has no
-    `fingerprint` and answers with the server's; the second confirms it."""
-
-    address: Annotated[str, StringConstraints(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+class AskServerKey(Strict):
+    address: IPv4Address
     port: Annotated[int, Field(ge=1, le=65535)] = 22
+
+
+class AddServer(AskServerKey):
+    """A server the platform sets up by itself. The password is used once and kept nowhere; `fingerprint` is
+    what POST …/servers/key said and the administrator compared."""
+
+    fingerprint: Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
+    # Root, by whatever name.
     user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "root"
-    password: Annotated[SecretStr, Field(min_length=1, max_length=200)] | None = None
-    fingerprint: Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")] | None = None
+    password: Annotated[SecretStr, Field(min_length=1, max_length=200)]
     region: RegionName
     node: NodeName | None = None
     labels: Labels = {}

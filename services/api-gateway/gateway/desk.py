@@ -1,9 +1,9 @@
 """What the routes work with: the one thing the application hands to every request."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from runtime.bus import Bus
 from runtime.clock import Clock
@@ -33,3 +33,16 @@ class Desk:
     inspections: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     # Set when the process stops: streams end then, and their clients come again elsewhere.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    # Work that goes on when its request has ended.
+    _begun: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+
+    async def end(self) -> None:
+        tasks = list(self._begun)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

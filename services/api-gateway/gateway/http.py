@@ -31,6 +31,7 @@ from gateway import (
     runtimes,
     scaling,
     servers,
+    sessions,
     sources,
     usage,
     variables,
@@ -77,6 +78,8 @@ def create(desk: Desk, telemetry: Telemetry) -> FastAPI:
     permissions.require_permissions(ROUTERS)
     for router in ROUTERS:
         app.include_router(router, responses=_FAILURES)
+    # Not a route with a permission: its ticket was given by one.
+    app.add_websocket_route("/api/paas/apps/{app}/{verb}/session", sessions.serve)
     app.add_middleware(Threshold)
     return app
 
