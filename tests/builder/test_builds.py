@@ -106,7 +106,7 @@ FAULTS: dict[str, tuple[dict[str, str | bytes] | bytes, dict[str, Any], str, str
         "recipe",
         "'b'",
     ),
-    "an archive that is none": (b"PK\x03\x04", {}, "source", "not a whole tar.gz"),
+    "an archive that is none": (b"PK\x03\x04", {}, "source", "not a whole zip"),
 }
 
 
@@ -591,6 +591,39 @@ async def test_the_janitor_keeps_what_is_needed(gateway: Gateway, images: FakeIm
     gateway.harness.clock.advance(timedelta(days=8).total_seconds())
     await janitor.work()
     assert await host.runtime.store.read("select engine from layer") == []
+
+
+async def test_the_cache_keeps_its_size_and_what_was_used_last(
+    gateway: Gateway, images: FakeImageBuilder
+) -> None:
+    host = await gateway.builder(images, cache_gb=2.5)
+    images.weight = 1024**3
+    janitor = next(loop for loop in host.service.loops if loop.name == "janitor")
+    layers = []
+    for _ in range(4):
+        request = gateway.upload({"Dockerfile": DOCKERFILE})
+        await gateway.harness.publish(request)
+        await gateway.finished(request)
+        [layer] = images.layers()
+        layers.append(layer)
+        images._layers = {layer}
+        await janitor.work()
+        gateway.harness.clock.advance(timedelta(minutes=40).total_seconds())
+    # The third was of use once more, within the hour of the fourth.
+    assert images.forgotten == layers[:1]
+    gateway.harness.clock.advance(timedelta(hours=2).total_seconds())
+    await janitor.work()
+    assert images.forgotten == layers[:2]
+    images.no_room = "the builder's disk has 3 MB left"
+    await janitor.work()
+    assert images.forgotten == layers
+    # And nothing is built until there is room.
+    request = gateway.upload({"Dockerfile": DOCKERFILE})
+    await gateway.harness.publish(request)
+    await gateway.harness.settle()
+    assert len(images.builds) == 4
+    images.no_room = None
+    assert isinstance((await gateway.finished(request)).result, BuildSucceeded)
 
 
 async def test_without_the_gateways_word_no_image_is_removed(

@@ -13,10 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Self, cast
 
+from contracts import zip_archive
 from contracts.errors import BerthError, InvalidInput, TooLarge
 
 _LONGEST_NAME = 4096
 _LARGEST_HEADER = 1024 * 1024
+_CHUNK = 64 * 1024
+_BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError)
+_NOT_WHOLE = (
+    "the source is not a whole tar.gz or zip archive; make it with `tar czf app.tar.gz .` and send it again"
+)
 _EXTENSIONS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -68,53 +74,62 @@ def inspect(file: BinaryIO, limits: ArchiveLimits) -> ArchiveListing:
         if not entry.info.isdir():
             names.append(entry.name)
             size += entry.info.size
+        try:
+            while entry.data is not None and entry.data.read(_CHUNK):
+                continue
+        except _BROKEN as error:
+            raise InvalidInput(_NOT_WHOLE, reason=str(error)) from error
     return ArchiveListing(len(names), size, tuple(names))
 
 
 def entries(file: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
-    """Each entry in turn, checked, of a tar that may be gzipped; the root itself is left out."""
+    """Each entry in turn, checked, of a zip or a tar that may be gzipped; the root itself is left out."""
     file.seek(0)
+    magic = file.read(len(zip_archive.MAGIC))
+    file.seek(0)
+    found = zip_archive.members if magic == zip_archive.MAGIC else _members
+    seen: dict[str, bool] = {}
+    size = 0
+    for info, data in found(file, limits):
+        name = _checked_name(info)
+        if not name:
+            continue
+        _check_kind(name, info, limits)
+        _check_place(name, info, seen)
+        size += info.size
+        if len(seen) > limits.files:
+            raise TooLarge(
+                f"the archive has more than {limits.files} entries; leave out what the build does not need",
+                limit=limits.files,
+            )
+        if size > limits.bytes:
+            raise TooLarge(
+                f"the archive unpacks to more than {limits.bytes} bytes (at {shown(name)!r}); leave out what "
+                "the build does not need",
+                entry=shown(name),
+                limit=limits.bytes,
+            )
+        yield Entry(name, info, data)
+    if not seen:
+        raise InvalidInput("the archive is empty; make it with `tar czf app.tar.gz .` in the app's folder")
+
+
+def _members(file: BinaryIO, limits: ArchiveLimits) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
     gzipped = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     # What names and headers may add to the contents; without this bound they could be a bomb themselves.
     budget = limits.bytes + limits.files * 2048 + 16 * _LARGEST_HEADER
     stream = _Metered(cast(IO[bytes], gzip.GzipFile(fileobj=file, mode="rb")) if gzipped else file, budget)
-    seen: dict[str, bool] = {}
-    size = 0
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", tarinfo=_Header) as tar:
             while (info := tar.next()) is not None:
                 # The module remembers every member it has seen; a stream never asks for them again.
                 tar.members.clear()  # type: ignore[attr-defined]
-                name = _checked_name(info)
-                if not name:
-                    continue
-                _check_kind(name, info, limits)
-                _check_place(name, info, seen)
-                size += info.size
-                if len(seen) > limits.files:
-                    raise TooLarge(
-                        f"the archive has more than {limits.files} entries; leave out what the build does "
-                        "not need",
-                        limit=limits.files,
-                    )
-                if size > limits.bytes:
-                    raise TooLarge(
-                        f"the archive unpacks to more than {limits.bytes} bytes (at {shown(name)!r}); leave "
-                        "out what the build does not need",
-                        entry=shown(name),
-                        limit=limits.bytes,
-                    )
-                yield Entry(name, info, tar.extractfile(info) if info.isfile() else None)
+                yield info, tar.extractfile(info) if info.isfile() else None
     except BerthError:
         raise
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise InvalidInput(
-            "the source is not a whole tar.gz archive; make it with `tar czf app.tar.gz .` and send it again",
-            reason=str(error),
-        ) from error
-    if not seen:
-        raise InvalidInput("the archive is empty; make it with `tar czf app.tar.gz .` in the app's folder")
+    except _BROKEN as error:
+        raise InvalidInput(_NOT_WHOLE, reason=str(error)) from error
 
 
 def shown(name: str) -> str:
