@@ -30,6 +30,7 @@ BODIES: dict[str, Any] = {
     "/api/paas/apps/{app}/scale": {"replicas": 1},
     "/api/paas/apps/{app}/deploy": {},
     "/api/paas/apps/{app}/run": {"command": "true"},
+    "/api/paas/apps/{app}/exec": {"command": ["true"]},
     "/api/paas/apps/{app}/cron": {"name": "theirs", "schedule": "* * * * *", "command": "true"},
     "/api/paas/apps/{app}/cron/{cron}": {"active": False},
     "/api/paas/apps/{app}/variables": {"INTRUDER": "was here"},
@@ -109,6 +110,9 @@ async def victim(here: World) -> dict[str, str]:
         )
         trouble.process, trouble.words, trouble.at = "web.1", "it crashed", here.harness.clock.now()
         tx.add(trouble)
+        ticket = tables.TicketRow(digest="d", organization=customer.organization, workload=app, verb="exec")
+        ticket.user_id, ticket.target, ticket.expires_at = "usr", {}, here.harness.clock.now()
+        tx.add(ticket)
     return {
         "app": app,
         "job": job,

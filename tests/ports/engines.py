@@ -180,6 +180,7 @@ def blueprint(hands: Hands, **changes: Any) -> Blueprint:
         port=changes.pop("port", 8080),
         health=changes.pop("health", HealthCheck()),
         grace_seconds=1.0,
+        job=changes.pop("job", None),
     )
     return Blueprint(
         identity=identity,

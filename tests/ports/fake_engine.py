@@ -381,7 +381,7 @@ class FakeEngine:
             else:
                 session.said.put_nowait(Chunk("stdout", f"{text}\n".encode()))
 
-        for step in command.split(";"):
+        for step in command.removeprefix("/bin/sh -c ").split(";"):
             verb, _, rest = step.strip().partition(" ")
             match verb:
                 case "echo":
@@ -393,7 +393,7 @@ class FakeEngine:
                 case "exit":
                     return int(rest)
                 case "cat":
-                    while (heard := await session.heard.get()) is not None:
+                    while (heard := await session.heard.get()) not in (None, b"\x04"):
                         session.said.put_nowait(Chunk("stdout", heard))
                 case _:
                     return 127

@@ -7,7 +7,7 @@ import pytest
 from contracts.errors import NotFound, ProviderFailed, Unavailable
 from contracts.ids import new_id
 from contracts.workload import HealthCheck, Slot
-from node_agent.engine import ContainerEngine, EngineEvent, Instance
+from node_agent.engine import ContainerEngine, Ending, EngineEvent, Instance, Session
 from node_agent.health import probe
 
 from tests.harness import eventually
@@ -195,6 +195,74 @@ async def test_usage_counts_what_it_takes(hands: Hands) -> None:
     assert await hands.engine.written(instance.identity.instance) >= 0
     before = usage.cpu_seconds
     assert (await hands.engine.usage(instance.identity.instance)).cpu_seconds >= before
+
+
+async def everything(session: Session) -> bytes:
+    """Of what it says, to its end."""
+    said = b""
+    async with asyncio.timeout(20):
+        while (chunk := await session.read()) is not None:
+            said += chunk.data
+    await session.close()
+    return said
+
+
+async def test_what_runs_for_a_job_runs_once_and_says_what_it_said_and_how_it_ended(hands: Hands) -> None:
+    instance = await run(hands, job=new_id("job"), command="echo one; sleep 0.3; echo two; exit 3")
+    name = instance.identity.instance
+    assert await hands.engine.ending(name) is None
+    assert await everything(await hands.engine.output(name)) == b"one\ntwo\n"
+    ending = await hands.engine.ending(name)
+    assert ending == Ending(3, out_of_memory=False)
+    await asyncio.sleep(0.3)
+    assert await hands.engine.instances() == ()
+    [found] = await hands.engine.jobs()
+    assert (found.identity, found.state) == (instance.identity, "exited")
+    # What it said can be asked for as long as it is there.
+    assert await everything(await hands.engine.output(name)) == b"one\ntwo\n"
+
+
+async def test_a_terminal_is_talked_to_from_the_first_moment(hands: Hands) -> None:
+    plan = blueprint(hands, job=new_id("job"), command="cat; exit 5")
+    made = await hands.engine.create(replace(plan, terminal=True))
+    name = made.identity.instance
+    session = await hands.engine.attach(name)
+    await hands.engine.start(name)
+    await session.resize(40, 100)
+    await session.write(b"typed\n")
+    said = b""
+    async with asyncio.timeout(10):
+        while b"typed" not in said:
+            chunk = await session.read()
+            assert chunk is not None
+            said += chunk.data
+    # What a keyboard sends for the end of input; a pipe has another way.
+    await session.write(b"\x04")
+    await session.end_input()
+    await everything(session)
+
+    async def ended() -> Ending | None:
+        return await hands.engine.ending(name)
+
+    assert (await eventually(ended, what="its end")).exit_code == 5
+
+
+async def test_another_process_runs_inside_an_instance(hands: Hands) -> None:
+    instance = await run(hands)
+    await answers(instance)
+    name = instance.identity.instance
+    session = await hands.engine.execute(name, ("/bin/sh", "-c", "exit 4"), {}, terminal=False)
+    await session.end_input()
+    await everything(session)
+    assert await session.exit_code() == 4
+    echoing = await hands.engine.execute(name, ("cat",), {}, terminal=False)
+    await echoing.write(b"a line\n")
+    await echoing.end_input()
+    assert await everything(echoing) == b"a line\n"
+    assert await echoing.exit_code() == 0
+    await hands.engine.stop(name, 1)
+    with pytest.raises((ProviderFailed, NotFound)):
+        await hands.engine.execute(name, ("cat",), {}, terminal=False)
 
 
 async def test_images(hands: Hands) -> None:

@@ -559,14 +559,41 @@ class SourceView(Model):
 
 
 class RunCommand(Strict):
-    """In a new container of the app's image, with its environment and its plan's limits. It is not routed, and
-    costs what an instance costs for as long as it runs."""
+    """In a new container of the app's image, with its environment and its plan's limits. It is not routed,
+    and costs what an instance costs for as long as it runs."""
 
     # In a shell inside the container.
     command: Annotated[str, StringConstraints(min_length=1, max_length=4000)]
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 3600
     # A terminal to talk to it, by the ticket in the answer.
     attached: bool = False
+
+
+class Execute(Strict):
+    """A process inside a running instance, such as `web.1`; none named: the first of `web`."""
+
+    instance: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,79}\.[1-9]\d{0,2}$")] = "web.1"
+    # A program and its arguments; no shell reads them unless it is one.
+    command: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=4000)], ...],
+        Field(min_length=1, max_length=100),
+    ] = ("/bin/sh",)
+    terminal: bool = True
+
+
+class TicketView(Model):
+    """Opens the WebSocket at `path` once, until it expires. Binary frames, a letter and what it carries: to
+    the process `i` input, `z` size (rows and columns, two bytes each), `e` end of input; from it `o` output,
+    `r` errors, `x` its end as JSON."""
+
+    ticket: str
+    path: str
+    expires_at: Moment
+
+
+class AttachedJob(Model):
+    job: "JobView"
+    ticket: TicketView
 
 
 class JobView(Model):

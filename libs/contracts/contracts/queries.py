@@ -387,6 +387,23 @@ class StatementOf(Query[Statement]):
     limit: Annotated[int, Field(ge=1, le=500)] = 100
 
 
+class Place(Model):
+    process: str
+    index: int
+    node: NodeName
+
+
+class Places(Model):
+    places: tuple[Place, ...]
+
+
+class PlacesOf(Query[Places]):
+    """Where the instances of a workload are, or shall be."""
+
+    owner, what, answer = "scheduler", "places", Places
+    workload: AppId
+
+
 QUERIES: tuple[type[Query[Any]], ...] = (
     WorkloadsAfter,
     DeploymentsPending,
@@ -397,6 +414,7 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     ImageLookup,
     RegionsWithRoom,
     AllNodes,
+    PlacesOf,
     NodeOf,
     NodeChanged,
     NodeRemoved,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from contracts import sessions
 from contracts.events import (
     AlertRaised,
     AppChanged,
@@ -80,6 +81,10 @@ def service_user(service: str) -> tuple[list[str], list[str]]:
         f"$JS.ACK.EVENTS.{service}.>",
     ]
     subscribe = [f"_INBOX_{service}.>", f"query.{service}.>", *HEARS.get(service, ())]
+    if service == "gateway":
+        # A customer's terminal to a process on a node.
+        publish.append(sessions.to_node("*", "*"))
+        subscribe.append(sessions.from_node("*", "*"))
     return publish, subscribe
 
 
@@ -93,13 +98,14 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
         f"{RolloutFinished.name}.{node}",
         f"{JobFinished.name}.{node}",
         f"{JobOutput.name}.{node}",
+        sessions.from_node(node, "*"),
         f"$KV.endpoints.*.{node}",
         "$JS.API.STREAM.INFO.KV_endpoints",
         f"$JS.API.CONSUMER.CREATE.KV_desired.*.$KV.desired.{node}.>",
         f"$JS.API.CONSUMER.CREATE.KV_jobs.*.$KV.jobs.{node}.>",
         "$JS.API.CONSUMER.CREATE.KV_routes.*.$KV.routes.>",
     ]
-    return publish, [f"_INBOX_{node_name(node)}.>"]
+    return publish, [f"_INBOX_{node_name(node)}.>", sessions.to_node(node, "*")]
 
 
 def node_name(node: str) -> str:

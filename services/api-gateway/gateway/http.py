@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from runtime.http import answer, api
 from runtime.telemetry import Telemetry
 from starlette.exceptions import HTTPException
+from starlette.routing import WebSocketRoute
 
 from gateway import (
     activity,
@@ -79,7 +80,7 @@ def create(desk: Desk, telemetry: Telemetry) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router, responses=_FAILURES)
     # Not a route with a permission: its ticket was given by one.
-    app.add_websocket_route("/api/paas/apps/{app}/{verb}/session", sessions.serve)
+    app.router.routes.append(WebSocketRoute("/api/paas/apps/{app}/{verb}/session", sessions.serve))
     app.add_middleware(Threshold)
     return app
 

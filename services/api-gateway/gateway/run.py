@@ -1,20 +1,25 @@
-"""A command in a new container of an app: asked for here, carried out like every job."""
+"""A command in a new container of an app, or in one that runs: asked for here, talked to over `sessions`."""
 
-from contracts.api import JobView, RunCommand
+from contracts.api import AttachedJob, Execute, JobView, RunCommand, TicketView
 from contracts.errors import Conflict, QuotaExceeded
+from contracts.queries import PlacesOf
+from contracts.sessions import Open
+from contracts.workload import Slot
 from fastapi import APIRouter, Response
 from runtime.store import Tx
 
-from gateway import jobs, wallets, workloads
+from gateway import jobs, pages, tickets, wallets, workloads
 from gateway.permissions import Member
 from gateway.tables import WorkloadRow
+from gateway.tickets import Target
 
 router = APIRouter(prefix="/api/paas", tags=["jobs"])
 
 
-@router.post("/apps/{app}/run", status_code=202, response_model=JobView)
+@router.post("/apps/{app}/run", status_code=202, response_model=JobView | AttachedJob)
 async def run_command(app: str, wanted: RunCommand, caller: Member) -> Response:
-    desk = caller.desk
+    """A job; with `attached` a job and the ticket to its terminal."""
+    desk, ticket = caller.desk, None
     async with desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
         await require_room(tx, row, desk.settings.jobs_per_app)
@@ -26,8 +31,43 @@ async def run_command(app: str, wanted: RunCommand, caller: Member) -> Response:
             command=wanted.command,
             timeout_seconds=wanted.timeout_seconds,
             now=desk.clock.now(),
+            attached=wanted.attached,
         )
-    return await jobs.shown(desk.store, caller.organization, asked.id, status=202)
+        if wanted.attached:
+            opens = Open(verb="run", workload=row.id, organization=row.organization, job=asked.id)
+            ticket = tickets.issue(caller, tx, row.id, "run", Target(opens=opens))
+    found = await jobs.shown(desk.store, caller.organization, asked.id, status=202)
+    if ticket is None:
+        return found
+    both = f'{{"job":{bytes(found.body).decode()},"ticket":{ticket.model_dump_json()}}}'
+    return pages.json(both, 202)
+
+
+@router.post("/apps/{app}/exec", status_code=201)
+async def execute(app: str, wanted: Execute, caller: Member) -> TicketView:
+    """The ticket to a process inside a running instance."""
+    process, _, number = wanted.instance.rpartition(".")
+    slot = Slot(process=process, index=int(number) - 1)
+    async with caller.desk.store.transaction(caller.organization) as tx:
+        await workloads.known(tx, app)
+    places = (await caller.desk.bus.ask(PlacesOf(workload=app))).places
+    found = next((p for p in places if (p.process, p.index) == (slot.process, slot.index)), None)
+    if found is None:
+        available = [f"{p.process}.{p.index + 1}" for p in places]
+        raise Conflict(
+            f"the app has no instance {slot}; it has: {', '.join(available) or 'none'}", available=available
+        )
+    async with caller.desk.store.transaction(caller.organization) as tx:
+        row = await workloads.locked(tx, app)
+        opens = Open(
+            verb="exec",
+            workload=row.id,
+            organization=row.organization,
+            slot=slot,
+            command=wanted.command,
+            terminal=wanted.terminal,
+        )
+        return tickets.issue(caller, tx, row.id, "exec", Target(opens=opens, node=found.node))
 
 
 async def require_release(tx: Tx, row: WorkloadRow) -> None:

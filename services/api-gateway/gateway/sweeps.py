@@ -10,7 +10,7 @@ from contracts.events import AppChanged
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import func, select
 
-from gateway import accounts, activity, alerts, jobs, sources, wallets, workloads
+from gateway import accounts, activity, alerts, jobs, sources, tickets, wallets, workloads
 from gateway.deployments import requested
 from gateway.desk import Desk
 from gateway.tables import DeploymentRow, WalletRow, WorkloadRow
@@ -39,6 +39,7 @@ async def tidy(desk: Desk) -> None:
     await accounts.forget_attempts(desk)
     await alerts.forget(desk)
     await activity.forget(desk)
+    await tickets.forget(desk)
     await jobs.forget(desk)
 
 

@@ -18,6 +18,7 @@ from node_agent.desired import Desired
 from node_agent.endpoints import EndpointBoard
 from node_agent.engine import ContainerEngine, Credentials
 from node_agent.environment import Environment
+from node_agent.exec import Sessions
 from node_agent.firewall import Firewall
 from node_agent.firewall_rules import Policy
 from node_agent.heartbeat import Heart
@@ -75,7 +76,8 @@ def create(
         ),
     )
     jobs = Jobs(site, folder, bus.report)
-    node = Node(site, jobs)
+    sessions = Sessions(site, lambda: bus.client, jobs.attach)
+    node = Node(site, jobs, sessions)
     share = Share(settings.cpu_millis, settings.memory_mb, settings.disk_mb)
     heart = Heart(site, settings.region, Machine(share, runtime.settings.state), node.healthy, bus.report)
     heartbeat = Loop("heartbeat", heart.beat, every=settings.heartbeat_seconds)
@@ -95,6 +97,7 @@ def create(
         loops=[
             Loop("desired", lambda: node.follow_desired(bus.bucket("desired")), every=None),
             Loop("jobs", lambda: jobs.follow(bus.bucket("jobs")), every=None),
+            Loop("sessions", sessions.serve, every=None),
             Loop("routes", lambda: node.follow_routes(bus.bucket("routes")), every=None),
             Loop("engine", node.follow_engine, every=None),
             Loop("reconcile", node.reconcile, every=settings.reconcile_seconds),

@@ -25,6 +25,7 @@ from contracts.queries import (
     NodeJoined,
     NodeOf,
     NodeRemoved,
+    PlacesOf,
     RegionsWithRoom,
     UsageOf,
 )
@@ -51,8 +52,9 @@ def create(runtime: Runtime) -> Service:
     projection = Projection(runtime)
     project = Loop("project", projection.project, every=5.0)
     place = Loop("place", Placing(runtime, project.nudge, pack=settings.placement == "pack").place, every=5.0)
-    work = Loop("jobs", lambda: jobs.work(), every=2.0)
-    jobs = Jobs(runtime, projection.variables, work.nudge)
+    jobs = Jobs(runtime, projection.variables)
+    work = Loop("jobs", jobs.work, every=2.0)
+    jobs.on_change(work.nudge)
     workloads = Workloads(runtime, place.nudge)
     departures, relief = Departures(place.nudge), Relief(runtime, project.nudge)
     nodes = Nodes(runtime, departures, relief, settings.offline_seconds, place.nudge)
@@ -73,6 +75,7 @@ def create(runtime: Runtime) -> Service:
         answers={
             RegionsWithRoom: functools.partial(queries.regions, runtime, settings),
             AllNodes: functools.partial(queries.all_nodes, runtime),
+            PlacesOf: functools.partial(queries.places, runtime),
             NodeOf: functools.partial(queries.node_detail, runtime),
             UsageOf: functools.partial(usage.answer, runtime),
             NodeChanged: administration.change,

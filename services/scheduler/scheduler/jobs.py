@@ -95,18 +95,16 @@ _FORGET = "delete from job where state = 'ended' and removed and ended_at < %s"
 
 
 class Jobs:
-    def __init__(
-        self,
-        runtime: Runtime,
-        variables: Callable[[str, WorkloadSpec], str | None],
-        nudge: Callable[[], None],
-    ) -> None:
+    def __init__(self, runtime: Runtime, variables: Callable[[str, WorkloadSpec], str | None]) -> None:
         """`variables`: those of a specification, sealed for a node."""
         self._runtime = runtime
         self._variables = variables
-        self._nudge = nudge
+        self._nudge: Callable[[], None] = lambda: None
         self._bucket = runtime.bus.bucket("jobs")
         self._connection: int | None = None
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        self._nudge = call
 
     # --- what is said of jobs ----------------------------------------------------------------------
 

@@ -14,6 +14,9 @@ from contracts.queries import (
     NodePlacement,
     Nodes,
     NodeSample,
+    Place,
+    Places,
+    PlacesOf,
     RegionInfo,
     Regions,
     RegionsWithRoom,
@@ -58,6 +61,10 @@ from (
 ) samples order by stretch, at desc
 """
 _SAMPLES = 300
+
+_PLACES = """
+select process, index, node from placement where workload = %s and leaving is null order by process, index
+"""
 
 _REGIONS = """
 select region, bool_or(
@@ -164,6 +171,11 @@ def _capacity(numbers: Sequence[int]) -> NodeCapacity:
 
 def _usage(numbers: Sequence[int], load: float) -> NodeUsage:
     return NodeUsage(**dict(zip(_RESOURCES, numbers, strict=True)), load=load)
+
+
+async def places(runtime: Runtime, question: PlacesOf) -> Places:
+    rows = await runtime.store.read(_PLACES, (question.workload,))
+    return Places(places=tuple(Place(process=p, index=i, node=n) for p, i, n in rows))
 
 
 async def regions(runtime: Runtime, settings: SchedulerSettings, _: RegionsWithRoom) -> Regions:
