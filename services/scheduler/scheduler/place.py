@@ -7,7 +7,7 @@ cannot keep them at once. Runs as a loop of `app`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,21 +27,26 @@ from scheduler.roster import Roster
 BATCH = 1000
 LONGEST_WAIT = 600
 
-# Without anything blocked no node is read.
 _DUE = """
-select id from workload where due_at <= now()
-union all
+select id from workload where due_at <= now() and (%(only)s::text is null or id = %(only)s)
+order by due_at limit %(limit)s for no key update skip locked
+"""
+
+# Without anything blocked no node is read.
+_WOKEN = """
 select w.id from workload w join (
     select n.region, sum(n.returned) as returned from node n
     where n.region in (select region from workload where blocked is not null) group by n.region
 ) r on r.region = w.region
 where w.blocked is not null and w.due_at is null and w.blocked_returned <> r.returned
+    and (%(only)s::text is null or w.id = %(only)s)
+limit %(limit)s for no key update of w skip locked
 """
 
-_TAKE = f"""
+# In a statement of its own, after the lock: what is read is what was locked.
+_TAKEN = """
 select id, generation, revision, spec::text, in_force ->> 'generation', blocked, told_generation, bound
-from workload where id in ({_DUE}) and (%(only)s::text is null or id = %(only)s)
-order by due_at, id limit %(limit)s for no key update skip locked
+from workload where id = any(%s)
 """
 
 _LEFT_ALONE = "select name from node where evacuate"
@@ -167,8 +172,8 @@ class Placing:
             self._runtime.log.warning("a batch broke, placing one by one", error=str(error))
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
-            due = await (await connection.execute(f"{_DUE} limit %s", (BATCH,))).fetchall()
-        for (workload,) in due:
+            due = await _chosen(connection, None)
+        for workload in due:
             try:
                 await self._place_batch(only=workload)
             except Unavailable:
@@ -250,20 +255,25 @@ class Placing:
         told = await _project(connection, decided, revisions)
         regions = {plan.demand.region for _, plan in decided if plan.blocked is not None}
         returned = {region: fleet.returned(region) for region in regions}
-        settled = [
-            (
-                due.spec.id,
-                revisions[due.spec.id] if due.spec.id in told else due.revision,
-                plan.held,
-                None if plan.blocked is None else Jsonb(dict(plan.blocked)),
-                None if plan.blocked is None else returned[plan.demand.region],
-                due.bound if plan.held else plan.demand.bound,
-            )
-            for due, plan in decided
-        ]
-        await connection.execute(_SETTLE, _columns(settled, 6), prepare=True)
+        ids = [due.spec.id for due, _ in decided]
+        settled = (
+            _array(ids),
+            _array(
+                [
+                    revisions[id] if id in told else due.revision
+                    for id, (due, _) in zip(ids, decided, strict=True)
+                ]
+            ),
+            [plan.held for _, plan in decided],
+            [None if plan.blocked is None else Jsonb(dict(plan.blocked)) for _, plan in decided],
+            [None if plan.blocked is None else returned[plan.demand.region] for _, plan in decided],
+            [due.bound if plan.held else plan.demand.bound for due, plan in decided],
+        )
+        await connection.execute(_SETTLE, settled, prepare=True)
         for due, plan in decided:
             self._tell(tx, due, plan)
+        slots = sum(len(plan.puts) for _, plan in decided)
+        self._runtime.log.info("placed", workloads=len(decided), slots=slots)
         if told:
             tx.after_commit(self._project)
 
@@ -288,7 +298,6 @@ class Placing:
                 )
         elif spec.wants_instances and (new or due.blocked is not None or plan.puts or plan.removals):
             nodes = tuple(sorted(set(plan.slots.values())))
-            log.info("placed", workload=spec.id, generation=due.generation, nodes=nodes)
             tx.publish(
                 PlacementDecided(
                     workload=spec.id,
@@ -316,8 +325,23 @@ class Placing:
                 )
 
 
+async def _chosen(connection: AsyncConnection[Any], only: str | None) -> list[str]:
+    chosen: list[str] = []
+    for statement in (_DUE, _WOKEN):
+        limits = {"only": only, "limit": BATCH - len(chosen)}
+        cursor = await connection.execute(statement, limits, prepare=False)
+        chosen += [id for (id,) in await cursor.fetchall()]
+        if len(chosen) == BATCH:
+            break
+    return chosen
+
+
 async def _take(connection: AsyncConnection[Any], only: str | None) -> dict[str, Due]:
-    cursor = await connection.execute(_TAKE, {"only": only, "limit": BATCH}, prepare=True)
+    chosen = await _chosen(connection, only)
+    if not chosen:
+        return {}
+    # A plan made for an array of this size at tables of this size: no prepared one fits all.
+    cursor = await connection.execute(_TAKEN, (chosen,), prepare=False)
     return {
         id: Due(
             WorkloadSpec.model_validate_json(spec),
@@ -333,7 +357,7 @@ async def _take(connection: AsyncConnection[Any], only: str | None) -> dict[str,
 
 
 async def _placed(connection: AsyncConnection[Any], workloads: list[str]) -> dict[str, list[Placed]]:
-    cursor = await connection.execute(_PLACED, (workloads,), prepare=True)
+    cursor = await connection.execute(_PLACED, (workloads,), prepare=False)
     placed: dict[str, list[Placed]] = defaultdict(list)
     for workload, process, index, node, cpu, memory, disk, leaving, relieved_by in await cursor.fetchall():
         placed[workload].append(Placed((process, index), node, Room(cpu, memory, disk), leaving, relieved_by))
@@ -344,7 +368,7 @@ async def _write_slots(
     connection: AsyncConnection[Any], plans: Sequence[Plan], revisions: Mapping[str, int]
 ) -> dict[str, list[int]]:
     """Returns by how much the reservations of nodes have changed."""
-    puts = [(plan.demand.workload, *put.slot, put.node, *put.room) for plan in plans for put in plan.puts]
+    puts = [(plan.demand.workload, put) for plan in plans for put in plan.puts]
     leaves = [
         (plan.demand.workload, *removal.slot, removal.node, revisions[plan.demand.workload])
         for plan in plans
@@ -370,10 +394,17 @@ async def _write_slots(
             total[1] += new[1] - old[1]
             total[2] += new[2] - old[2]
     if puts:
-        await connection.execute(_PUT, _columns(puts, 7), prepare=True)
+        columns = (
+            _array([workload for workload, _ in puts]),
+            [put.slot[0] for _, put in puts],
+            _array([put.slot[1] for _, put in puts]),
+            _array([put.node for _, put in puts]),
+            *(_array([put.room[i] for _, put in puts]) for i in range(3)),
+        )
+        await connection.execute(_PUT, columns, prepare=True)
     if taken := {name: room for name, room in taken.items() if any(room)}:
-        reserved = [(name, *room) for name, room in taken.items()]
-        await connection.execute(_RESERVE, _columns(reserved, 4), prepare=True)
+        sizes = (_array([room[i] for room in taken.values()]) for i in range(3))
+        await connection.execute(_RESERVE, (_array(taken), *sizes), prepare=True)
     return taken
 
 
@@ -381,27 +412,40 @@ async def _project(
     connection: AsyncConnection[Any], decided: Sequence[tuple[Due, Plan]], revisions: Mapping[str, int]
 ) -> set[str]:
     """Notes which nodes have to be told; gives the workloads for which there are any."""
-    changed = [
+    changed = {
         due.spec.id for due, plan in decided if not plan.held and due.generation_in_force != due.generation
-    ]
+    }
     known: dict[str, set[str]] = defaultdict(set)
-    cursor = await connection.execute(_TOLD_NODES, (changed,), prepare=True)
-    for workload, node in await cursor.fetchall():
-        known[workload].add(node)
-    rows = []
+    # What was never told of has nobody who was told.
+    told = [due.spec.id for due, _ in decided if due.revision and due.spec.id in changed]
+    if told:
+        cursor = await connection.execute(_TOLD_NODES, (told,), prepare=False)
+        for workload, node in await cursor.fetchall():
+            known[workload].add(node)
+    rows: list[tuple[str, str, int, int]] = []
     for due, plan in decided:
         workload = due.spec.id
-        count: dict[str, int] = defaultdict(int)
+        count: dict[str, int] = {}
         for node in (*plan.slots.values(), *plan.staying):
-            count[node] += 1
-        nodes = {put.node for put in plan.puts} | {removal.node for removal in plan.removals}
+            count[node] = count.get(node, 0) + 1
+        nodes = {put.node for put in plan.puts}
+        if plan.removals:
+            nodes.update(removal.node for removal in plan.removals)
         if workload in changed:
-            nodes |= known[workload] | set(count)
-        rows += [(node, workload, count[node], revisions[workload]) for node in nodes]
+            nodes.update(count, known.get(workload, ()))
+        rows += [(node, workload, count.get(node, 0), revisions[workload]) for node in nodes]
     if rows:
-        await connection.execute(_PROJECT, _columns(rows, 4), prepare=True)
-    return {workload for _, workload, _, _ in rows}
+        columns = [_array([row[i] for row in rows]) for i in range(4)]
+        await connection.execute(_PROJECT, columns, prepare=True)
+    return {row[1] for row in rows}
 
 
 def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
     return [[row[i] for row in rows] for i in range(width)]
+
+
+def _array(values: Iterable[str | int]) -> str:
+    """As Postgres reads it: of ids, names of nodes and numbers, in which nothing is to be escaped. The driver
+    looks at each of them by itself, and takes longer for that than Postgres for the whole statement."""
+    text = '","'.join(map(str, values))
+    return f'{{"{text}"}}' if text else "{}"

@@ -88,7 +88,7 @@ class Roster:
         chosen = sorted(set(names))
         found = [self.fleet.node(name) for name in chosen]
         known = [None if node is None else node.version for node in found]
-        cursor = await connection.execute(_LOCK, (chosen, known, chosen), prepare=True)
+        cursor = await connection.execute(_LOCK, (chosen, known, chosen), prepare=False)
         rows = await cursor.fetchall()
         self.doubt(row[0] for row in rows)
         return {row[0]: None if row[1] is None else _node(row) for row in rows}
