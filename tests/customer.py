@@ -15,7 +15,7 @@ import httpx
 from tests.harness import eventually
 
 PASSWORD = "correct horse battery"
-ENDED = {"running", "failed", "superseded"}
+ENDED = {"running", "failed", "superseded", "cancelled"}
 
 
 def archive(files: Mapping[str, str]) -> bytes:

@@ -43,6 +43,9 @@ class FakeImageBuilder:
         self.registry: str | None = None
         self.in_use: set[str] = set()
         self.no_room: str | None = None
+        # Of each layer.
+        self.weight = 0
+        self.forgotten: list[str] = []
         # How long every build takes.
         self.seconds = 0.0
         # Containers of builds under way, as (build, attempt).
@@ -204,7 +207,11 @@ class FakeImageBuilder:
         self._layers.clear()
         return layers
 
+    async def weigh(self, layers: Collection[str]) -> dict[str, int]:
+        return dict.fromkeys(layers, self.weight)
+
     async def forget(self, layer: str) -> bool:
+        self.forgotten.append(layer)
         return True
 
     async def engine(self) -> str:

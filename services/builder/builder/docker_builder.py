@@ -432,6 +432,17 @@ class DockerBuilder:
         self._workshops.used.clear()
         return layers
 
+    async def weigh(self, layers: Collection[str]) -> dict[str, int]:
+        volumes = {layer for layer in layers if self._workshops.is_cache(layer)}
+        weights = await self._workshops.weigh(volumes) if volumes else {}
+        for layer in set(layers) - volumes:
+            found = await self._image(layer)
+            # One with a name is no cache, whoever printed it.
+            if found is not None and not found["RepoTags"]:
+                parent = await self._image(found["Parent"]) if found["Parent"] else None
+                weights[layer] = int(found["Size"]) - (int(parent["Size"]) if parent else 0)
+        return weights
+
     async def forget(self, layer: str) -> bool:
         if self._workshops.is_cache(layer):
             return await self._workshops.forget(layer)

@@ -5,7 +5,7 @@ the app's own cache, a volume that one build at a time has. Used by `docker_buil
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -109,6 +109,14 @@ class Workshops:
 
     def is_cache(self, name: str) -> bool:
         return name.startswith(self._caches)
+
+    async def weigh(self, volumes: Collection[str]) -> dict[str, int]:
+        usage = await self.api.call("GET", "/system/df")
+        return {
+            volume["Name"]: max(0, int(volume["UsageData"]["Size"]))
+            for volume in usage["Volumes"] or ()
+            if volume["Name"] in volumes
+        }
 
     async def forget(self, volume: str) -> bool:
         """False: a build is using it."""

@@ -217,6 +217,10 @@ class ImageBuilder(Protocol):
         """Of the build cache, what was made or used since this was asked last."""
         ...
 
+    async def weigh(self, layers: Collection[str]) -> dict[str, int]:
+        """What each takes of the disk, itself alone."""
+        ...
+
     async def forget(self, layer: str) -> bool:
         """Removes one from the build cache. False: something is built on it."""
         ...

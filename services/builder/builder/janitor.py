@@ -92,28 +92,42 @@ class Janitor:
         if not used:
             return
         engine, now = await self.images.engine(), self.runtime.clock.now()
-        rows = [{"engine": engine, "id": layer, "used_at": now} for layer in sorted(used)]
+        weights = await self.images.weigh(used)
+        rows = [
+            {"engine": engine, "id": layer, "used_at": now, "bytes": weights.get(layer, 0)}
+            for layer in sorted(used)
+        ]
         statement = insert(LayerRow).values(rows)
         async with self.runtime.store.transaction(PLATFORM) as tx:
             await tx.execute(
                 statement.on_conflict_do_update(
                     index_elements=[LayerRow.engine, LayerRow.id],
-                    set_={"used_at": statement.excluded.used_at},
+                    set_={"used_at": statement.excluded.used_at, "bytes": statement.excluded.bytes},
                 )
             )
 
     async def _forget_layers(self) -> None:
-        before = self.runtime.clock.now() - timedelta(days=self.settings.cache_days)
+        """What was not used for long, and, where the cache is too large or the disk is nearly full, what was
+        not used for longest; never what a build of this moment may stand on."""
+        engine, now = await self.images.engine(), self.runtime.clock.now()
+        most = 0 if await self.images.full() is not None else int(self.settings.cache_gb * 1024**3)
         async with self.runtime.store.transaction(PLATFORM) as tx:
-            old = await tx.scalars(
-                select(LayerRow).where(LayerRow.used_at < before).order_by(LayerRow.used_at).limit(_AT_ONCE)
+            rows = await tx.scalars(
+                select(LayerRow).where(LayerRow.engine == engine).order_by(LayerRow.used_at, LayerRow.id)
             )
-        if not old:
-            return
-        engine = await self.images.engine()
-        gone = [row.id for row in old if row.engine == engine and await self.images.forget(row.id)]
-        async with self.runtime.store.transaction(PLATFORM) as tx:
-            await tx.execute(delete(LayerRow).where(LayerRow.engine == engine, LayerRow.id.in_(gone)))
+        total = sum(row.bytes for row in rows)
+        gone: list[str] = []
+        for row in rows:
+            old = row.used_at < now - timedelta(days=self.settings.cache_days)
+            large = total > most and row.used_at < now - _FRESH
+            if len(gone) == _AT_ONCE or not (old or large):
+                break
+            if await self.images.forget(row.id):
+                gone.append(row.id)
+                total -= row.bytes
+        if gone:
+            async with self.runtime.store.transaction(PLATFORM) as tx:
+                await tx.execute(delete(LayerRow).where(LayerRow.engine == engine, LayerRow.id.in_(gone)))
 
 
 def superfluous(images: Iterable[KeptImage], needed: Needed) -> list[KeptImage]:

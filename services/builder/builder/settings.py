@@ -62,6 +62,9 @@ class BuilderSettings(BaseSettings):
     )
     keep_images: int = Field(5, ge=1, description="Images kept of an app's last builds")
     cache_days: float = Field(7, gt=0, description="Build cache that was not used for so long is removed")
+    cache_gb: float = Field(
+        20, gt=0, description="Build cache of an engine; beyond that, what was not used for longest goes"
+    )
     log_mb: float = Field(16, gt=0, description="Largest log of a build; what comes after is left out")
 
     def source_limits(self, *, links: bool) -> ArchiveLimits:

@@ -63,3 +63,5 @@ class LayerRow(Base):
     engine: Mapped[str] = mapped_column(Text, primary_key=True)
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     used_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    # What it takes of the disk by itself.
+    bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
