@@ -28,7 +28,7 @@ async def test_volumes_are_part_of_the_specification(here: World, customer: Cust
     await customer.call("DELETE", f"/api/paas/apps/{app}/volumes/files")
     assert [(v.name, v.size_mb) for v in (await here.spec(app)).volumes] == [("data", 256)]
     listed = await customer.call("GET", f"/api/paas/apps/{app}/volumes")
-    assert [volume["name"] for volume in listed["volumes"]] == ["data"]
+    assert [(volume["name"], volume["used_mb"]) for volume in listed["volumes"]] == [("data", None)]
 
 
 async def test_what_is_no_volume_is_refused_and_changes_nothing(here: World, customer: Customer) -> None:

@@ -435,6 +435,15 @@ class VolumeList(Model):
     volumes: tuple[Volume, ...]
 
 
+class UsedVolume(Volume):
+    # None: its node has not said so lately, as while nothing of the app runs.
+    used_mb: int | None
+
+
+class VolumeUseList(Model):
+    volumes: tuple[UsedVolume, ...]
+
+
 class ActivityView(Model):
     id: str
     kind: Literal["crashed", "restarted", "lost"]

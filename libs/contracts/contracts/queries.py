@@ -17,7 +17,7 @@ from contracts.ids import (
 )
 from contracts.model import Model, Moment
 from contracts.money import Money
-from contracts.reports import LogLine, NodeCapacity, NodeUsage
+from contracts.reports import LogLine, NodeCapacity, NodeUsage, VolumeUse
 from contracts.workload import WorkloadSpec
 
 A = TypeVar("A", bound=Model)
@@ -339,6 +339,7 @@ class InstanceUse(Model):
 
 class WorkloadUsage(Model):
     instances: tuple[InstanceUse, ...]
+    volumes: tuple[VolumeUse, ...] = ()
 
 
 class UsageOf(Query[WorkloadUsage]):

@@ -8,7 +8,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
-from contracts.ids import AppId, BuildId, DeploymentId, InstanceId, JobId, NodeName, OrganizationId
+from contracts.ids import (
+    AppId,
+    BuildId,
+    DeploymentId,
+    InstanceId,
+    JobId,
+    NodeName,
+    OrganizationId,
+    VolumeId,
+)
 from contracts.jobs import JobLine
 from contracts.model import Model, Moment
 from contracts.money import Rate
@@ -57,6 +66,13 @@ class RunningInstance(Model):
     usage: InstanceUsage | None = None
 
 
+class VolumeUse(Model):
+    volume: VolumeId
+    workload: AppId
+    used_mb: int
+    size_mb: int
+
+
 class NodeHeartbeat(Report):
     name = "node.heartbeat"
     node: NodeName
@@ -71,6 +87,8 @@ class NodeHeartbeat(Report):
     # The version of the agent.
     agent: str = ""
     instances: tuple[RunningInstance, ...]
+    # Those that are mounted.
+    volumes: tuple[VolumeUse, ...] = ()
 
     def subject(self) -> str:
         return f"{self.name}.{self.node}"

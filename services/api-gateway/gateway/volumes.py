@@ -6,9 +6,10 @@ which the file system has to be put under; for that moment the app is away.
 
 from pathlib import PurePosixPath
 
-from contracts.api import AddVolume, GrowVolume, VolumeList
-from contracts.errors import Conflict, InvalidInput, NotFound
+from contracts.api import AddVolume, GrowVolume, UsedVolume, VolumeList, VolumeUseList
+from contracts.errors import Conflict, InvalidInput, NotFound, Unavailable
 from contracts.ids import new_id
+from contracts.queries import UsageOf
 from contracts.workload import Volume
 from fastapi import APIRouter
 from runtime.store import Tx
@@ -24,10 +25,17 @@ _SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "
 
 
 @router.get("/paas/apps/{app}/volumes")
-async def list_volumes(app: str, caller: Member) -> VolumeList:
+async def list_volumes(app: str, caller: Member) -> VolumeUseList:
     async with caller.desk.store.transaction(caller.organization) as tx:
-        row = await workloads.locked(tx, app)
-        return VolumeList(volumes=volumes_of(row))
+        there = volumes_of(await workloads.locked(tx, app))
+    try:
+        found = (await caller.desk.bus.ask(UsageOf(workload=app))).volumes if there else ()
+    except Unavailable:
+        found = ()
+    used = {one.volume: one.used_mb for one in found}
+    return VolumeUseList(
+        volumes=tuple(UsedVolume(**one.model_dump(), used_mb=used.get(one.id)) for one in there)
+    )
 
 
 @router.post("/paas/apps/{app}/volumes", status_code=201)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
 from contracts.errors import BerthError
-from contracts.reports import InstanceUsage, NodeHeartbeat, RunningInstance
+from contracts.reports import InstanceUsage, NodeHeartbeat, RunningInstance, VolumeUse
 
 from node_agent.machine import Machine
 from node_agent.site import Site
@@ -56,6 +56,7 @@ class Heart:
                 engine=self._engine,
                 agent=self._agent,
                 instances=await self._running(),
+                volumes=await self._volumes(),
             )
         )
 
@@ -70,6 +71,17 @@ class Heart:
                 usage=usage,
             )
             for started, usage in zip(there, used, strict=True)
+        )
+
+    async def _volumes(self) -> tuple[VolumeUse, ...]:
+        return tuple(
+            VolumeUse(
+                volume=found.volume,
+                workload=found.workload,
+                used_mb=-(-found.used_bytes // _MIB),
+                size_mb=found.size_bytes // _MIB,
+            )
+            for found in await self._site.volumes.usage()
         )
 
     async def _usage(self, instance: str) -> InstanceUsage | None:

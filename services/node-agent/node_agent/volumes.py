@@ -40,6 +40,7 @@ _SUPERBLOCK = 1024
 @dataclass(frozen=True, slots=True)
 class VolumeUsage:
     volume: str
+    workload: str
     used_bytes: int
     size_bytes: int
 
@@ -177,12 +178,12 @@ class LoopVolumes:
         return await asyncio.to_thread(lambda: tuple(self._usage()))
 
     def _usage(self) -> Iterator[VolumeUsage]:
-        for volume in sorted(file.stem for file in self._files.glob("*/*.ext4")):
-            point = self._mounts / volume
+        for file in sorted(self._files.glob("*/*.ext4")):
+            point = self._mounts / file.stem
             if _mounted(point):
                 found = os.statvfs(point)
                 size = found.f_blocks * found.f_frsize
-                yield VolumeUsage(volume, size - found.f_bfree * found.f_frsize, size)
+                yield VolumeUsage(file.stem, file.parent.name, size - found.f_bfree * found.f_frsize, size)
 
 
 def _allocate(file: Path, volume: Volume) -> None:

@@ -154,6 +154,8 @@ class NodeUsageRow(Base):
     node: Mapped[str] = mapped_column(Text, ForeignKey("node.name", ondelete="cascade"), primary_key=True)
     at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     instances: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    # Workload -> volume -> MB used, MB in all.
+    volumes: Mapped[dict[str, Any]] = mapped_column(JSONB)
 
 
 class WorkloadRow(Base):

@@ -1,4 +1,4 @@
-"""what the instances of a node use"""
+"""what the instances and volumes of a node use"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,4 +14,5 @@ def upgrade() -> None:
         sa.Column("node", sa.Text, sa.ForeignKey("node.name", ondelete="cascade"), primary_key=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("instances", JSONB, nullable=False),
+        sa.Column("volumes", JSONB, nullable=False),
     )
