@@ -1,6 +1,7 @@
 """What every workshop does, real or fake, what becomes of what it made, and how the real one confines."""
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 import tarfile
@@ -170,6 +171,7 @@ async def test_it_is_confined_and_gone_afterwards(docker: DockerHands) -> None:
         await asyncio.gather(task, return_exceptions=True)
     host = container["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == 512 * MIB
+    assert host["Ulimits"] == [{"Name": "fsize", "Soft": 8192 * MIB, "Hard": 8192 * MIB}]
     assert (host["NanoCpus"], host["PidsLimit"]) == (2_000_000_000, 200)
     assert (host["NetworkMode"], host["Privileged"], host["Binds"]) == (docker.builder.network, False, None)
     assert [mount["Type"] for mount in host["Mounts"]] == ["volume"]
@@ -191,6 +193,18 @@ async def test_too_much_memory_is_told_as_a_step_would(docker: DockerHands) -> N
     wanted = await setup(docker, "perl -e '$x = \"a\" x (900 * 1024 * 1024); print length $x'")
     async with docker.builder.workshop(new_order(), wanted) as shop:
         assert await shop.work(Said()) == 137
+
+
+async def test_too_much_disk_ends_it(docker: DockerHands) -> None:
+    order = dataclasses.replace(new_order(cache="app_f.0"), disk_mb=48)
+    many = "for i in 1 2 3 4 5 6 7 8 9; do head -c 8m /dev/zero > {}/$i; sleep 0.3; done; sleep 600"
+    for folder in ("/work", "/cache/full"):
+        with pytest.raises(StepFailed, match="more than its 48 MB of disk"):
+            async with docker.builder.workshop(
+                order, await setup(docker, many.replace("{}", folder), cache="a")
+            ) as shop:
+                await shop.put(files(work__in="", cache__full__in=""))
+                await shop.work(Said())
 
 
 async def test_every_line_comes_also_those_without_an_end(docker: DockerHands) -> None:

@@ -72,7 +72,8 @@ class Steps:
                     for outcome in await asyncio.gather(*watching, return_exceptions=True):
                         if isinstance(outcome, Exception):
                             log.warning("steps of a build ran without a limit", error=str(outcome))
-        except TimeoutError as error:
+        except (TimeoutError, Refused) as error:
+            # Its container is gone, or it is about to hear of it.
             if watch.failure is None:
                 raise
             raise watch.failure from error

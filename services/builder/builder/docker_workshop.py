@@ -61,6 +61,7 @@ class Workshops:
             "MemorySwap": memory,
             "NanoCpus": order.cpu_millis * 1_000_000,
             "PidsLimit": self.pids,
+            "Ulimits": [{"Name": "fsize", "Soft": order.disk_mb * MIB, "Hard": order.disk_mb * MIB}],
             "Init": True,
             # What it says is read as it says it, and nowhere kept.
             "LogConfig": {"Type": "none"},
