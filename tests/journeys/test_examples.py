@@ -1,0 +1,115 @@
+"""Every example through the public door: found out, explained, built without root's help, answering."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import httpx
+import pytest
+
+from tests.customer import Customer, folder
+from tests.platform import ADMIN, Platform, platform
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
+
+# Of each: the folder of the app, where it is not all of the example; the runtime; why; what a visitor reads.
+CASES: dict[str, tuple[str | None, str, str, str]] = {
+    "hello-dockerfile": (None, "dockerfile", "Found Dockerfile", "Hello from a Dockerfile!"),
+    "hello-python": (None, "python-3.11", "Found requirements.txt: Python with pip", "Hello from Berth!"),
+    "hello-node": (
+        None,
+        "node-24",
+        "Found package.json and package-lock.json: Node.js with npm",
+        "Hello from Berth! This is Node.js.",
+    ),
+    "hello-php": (None, "php-8.2", "Found composer.json: PHP with Composer", "This is PHP 8.2"),
+    "hello-ruby": (None, "ruby-3.1", "Found Gemfile: Ruby with Bundler", "This is Ruby 3.1"),
+    "hello-go": (None, "go-1.23", "Found go.mod: a Go module, which makes hello-go", "This is Go"),
+    "hello-java": (None, "java-17", "Found src/Main.java: Java without a build tool", "This is Java 17."),
+    "hello-static": (None, "static", "Found index.html: a static site", "These are files"),
+    "hello-procfile": (
+        None,
+        "python-3.11",
+        "Process worker: python tasks.py work",
+        "Hello from a web process!",
+    ),
+    "hello-monorepo": ("shop", "static", "Found index.html in public/", "Hello from the shop!"),
+    "hello-monorepo/web": ("web", "python-3.11", "Found requirements.txt", "Hello from Berth!"),
+}
+
+
+@pytest.fixture(scope="module")
+async def here(tmp_path_factory: pytest.TempPathFactory, further_images: None) -> AsyncIterator[Platform]:
+    bundle = next((path for path in BUNDLES if path.exists()), None)
+    settings = {} if bundle is None else {"BUILDER_CA_BUNDLE": str(bundle)}
+    folder = tmp_path_factory.mktemp("examples")
+    async with platform(folder, "examples", NODE_AGENT_CPU_MILLIS="16000", **settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+async def customer(here: Platform) -> AsyncIterator[Customer]:
+    async with here.customer() as administrator, here.customer() as found:
+        await administrator.log_in(*ADMIN)
+        await found.register("examples@example.org")
+        path = f"/api/admin/organizations/{found.organization}/credits"
+        await administrator.call("POST", path, json={"amount": "100"})
+        yield found
+
+
+@pytest.fixture(scope="module")
+async def deployed(customer: Customer) -> AsyncIterator[dict[str, "asyncio.Task[dict[str, Any]]"]]:
+    """All are begun at once, and built as the builder gets to them."""
+    tasks = {name: asyncio.create_task(deploy(customer, name)) for name in CASES}
+    yield tasks
+    for task in tasks.values():
+        task.cancel()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+async def deploy(customer: Customer, name: str) -> dict[str, Any]:
+    example, _, _ = name.partition("/")
+    app = await customer.create(name.replace("/", "-"), build={"folder": CASES[name][0]})
+    ended = await customer.ended(await customer.deploy(app, folder(EXAMPLES / example)))
+    page = await customer.call("GET", f"/api/paas/deployments/{ended['id']}/log?limit=1000")
+    return {**ended, "lines": [line["text"] for line in page["lines"]]}
+
+
+@pytest.mark.promise("R7.3", "R7.4", "R7.5", "R8.4", "U10")
+@pytest.mark.parametrize("name", CASES)
+async def test_it_is_found_out_and_answers(
+    here: Platform, customer: Customer, deployed: "dict[str, asyncio.Task[dict[str, Any]]]", name: str
+) -> None:
+    _, recipe, why, greeting = CASES[name]
+    ended = await deployed[name]
+    assert ended["status"] == "running", (ended["reason"], ended["lines"][-30:])
+    assert ended["recipe"] == recipe
+    assert any(line.startswith(why) for line in ended["lines"]), ended["lines"][:5]
+    view = await customer.status(ended["app"], "running")
+    hostname = httpx.URL(view["url"]).host
+    await customer.answers(hostname, greeting)
+    assert (await customer.visit(hostname)).status_code == 200
+
+    # No compiler, no certificates of the operator's, no root: what was needed to build has stayed behind.
+    client = docker.from_env()
+    try:
+        [container] = [
+            found
+            for found in here.containers()
+            if found.labels["berth.workload"] == ended["app"] and found.labels["berth.process"] == "web"
+        ]
+        image = client.images.get(ended["image"])
+        probe = "id -u; ls /run; command -v gcc cc make javac go composer || echo none"
+        _, said = container.exec_run(["sh", "-c", probe])
+        words = said.decode().split()
+        assert int(words[0]) >= 100_000
+        assert "berth" not in words
+        assert words[-1] == "none", words
+        assert image.attrs["Config"]["User"] not in ("", "root", "0")
+        assert not any("CERT" in line or "CA_BUNDLE" in line for line in image.attrs["Config"]["Env"])
+        assert not any("ca.pem" in layer["CreatedBy"] for layer in image.history())
+    finally:
+        client.close()
