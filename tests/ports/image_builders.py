@@ -93,7 +93,12 @@ class DockerHands:
 
 
 def docker_builder(
-    prefix: str = PREFIX, registry: str | None = None, pids: int = 200, least_free_mb: int = 256
+    prefix: str = PREFIX,
+    registry: str | None = None,
+    pids: int = 200,
+    least_free_mb: int = 256,
+    *,
+    allow_private_registry: bool = False,
 ) -> DockerBuilder:
     return DockerBuilder(
         EngineApi(URL),
@@ -107,6 +112,7 @@ def docker_builder(
         ca_bundle=None,
         registry=registry,
         least_free_mb=least_free_mb,
+        allow_private_registry=allow_private_registry,
     )
 
 

@@ -17,10 +17,12 @@ def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def _image() -> tuple[bytes, dict[str, bytes]]:
+def made(body: bytes = b"") -> tuple[bytes, dict[str, bytes]]:
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        tar.addfile(tarfile.TarInfo("hello"), io.BytesIO(b""))
+        info = tarfile.TarInfo("hello")
+        info.size = len(body)
+        tar.addfile(info, io.BytesIO(body))
     config = json.dumps(
         {
             "architecture": "amd64",
@@ -51,10 +53,38 @@ def _image() -> tuple[bytes, dict[str, bytes]]:
     }
 
 
+Image = tuple[bytes, dict[str, bytes]]
+
+
+def saved(archive: bytes) -> Image:
+    """What `docker save` wrote, as a registry has it."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+
+        def read(name: str) -> bytes:
+            found = tar.extractfile(name)
+            assert found is not None
+            return found.read()
+
+        [listed] = json.loads(read("manifest.json"))
+        config, layers = read(listed["Config"]), [read(name) for name in listed["Layers"]]
+    kind = "application/vnd.docker.image.rootfs.diff.tar"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": {
+            "mediaType": "application/vnd.docker.container.image.v1+json",
+            "size": len(config),
+            "digest": _digest(config),
+        },
+        "layers": [{"mediaType": kind, "size": len(data), "digest": _digest(data)} for data in layers],
+    }
+    return json.dumps(manifest).encode(), {_digest(data): data for data in (config, *layers)}
+
+
 @contextmanager
-def registry() -> Iterator[str]:
-    """The reference of the image in it."""
-    manifest, blobs = _image()
+def registry(image: Image | None = None, asked: list[str | None] | None = None) -> Iterator[str]:
+    """The reference of the image in it. `asked`: the log-in of every request."""
+    manifest, blobs = image or made()
     login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
     class Answers(http.server.BaseHTTPRequestHandler):
@@ -71,6 +101,8 @@ def registry() -> Iterator[str]:
 
         def _answer(self, *, body: bool) -> None:
             status, kind, data = 200, "application/json", b"{}"
+            if asked is not None:
+                asked.append(self.headers.get("Authorization"))
             if self.headers.get("Authorization") != f"Basic {login}":
                 status = 401
             elif "/manifests/" in self.path:

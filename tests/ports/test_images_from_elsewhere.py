@@ -1,0 +1,134 @@
+"""Images that somebody else has built, pulled by the real engine from a registry behind a password."""
+
+import io
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from builder.engine_api import EngineApi, Refused
+from builder.image_builder import StepFailed
+from contracts.credentials import RegistryLogin
+from contracts.image_reference import ImageReference, parse
+
+from tests.ports.image_builders import (
+    BASE,
+    URL,
+    Said,
+    clear,
+    context,
+    docker_builder,
+    new_order,
+)
+from tests.ports.registry import PASSWORD, USER, made, registry
+
+PREFIX = "bldimg"
+API = EngineApi(URL)
+
+
+@pytest.fixture(scope="module")
+async def builder() -> AsyncIterator[Any]:
+    found = docker_builder(PREFIX, allow_private_registry=True)
+    await clear(found, API)
+    yield found
+    await clear(found, API)
+
+
+@pytest.fixture
+def asked() -> list[str | None]:
+    return []
+
+
+@pytest.fixture
+def reference(asked: list[str | None]) -> Iterator[ImageReference]:
+    with registry(asked=asked) as text:
+        yield parse(text)
+
+
+def login(reference: ImageReference, password: str = PASSWORD) -> RegistryLogin:
+    return RegistryLogin(host=reference.host, user=USER, password=password)
+
+
+async def test_a_private_image_gets_the_apps_name_and_no_other(
+    builder: Any, reference: ImageReference
+) -> None:
+    order, said = new_order(), Said()
+    image = await builder.pull(order, reference, login(reference), said)
+    found = await API.call("GET", f"/images/{image.id}/json")
+    assert found["RepoTags"] == [f"{PREFIX}/{order.workload}:{order.deployment}"]
+    assert found["RepoDigests"] == []
+    assert image.size_bytes == found["Size"]
+    assert any(f"{reference} is sha256:" in text for text in said.of("platform"))
+    assert PASSWORD not in repr(said.lines)
+    # By its own name nobody else can build on it: the registry would have to let him in.
+    with pytest.raises(Refused):
+        await API.call("GET", f"/images/{reference}/json")
+    # It is one of the app's images, published and removed like any other.
+    published = await builder.publish(order, image, said)
+    assert published.reference == image.id
+    [kept] = [k for k in await builder.images() if k.deployment == order.deployment]
+    assert await builder.remove(kept)
+    with pytest.raises(Refused):
+        await API.call("GET", f"/images/{image.id}/json")
+
+
+async def test_a_digest_is_taken_at_its_word(builder: Any, reference: ImageReference) -> None:
+    said = Said()
+    first = await builder.pull(new_order(), reference, login(reference), said)
+    digest = said.of("platform")[0].rpartition(" ")[2]
+    pinned = replace(reference, tag=None, digest=digest)
+    assert (await builder.pull(new_order(), pinned, login(reference), said)).id == first.id
+    wrong = replace(pinned, digest="sha256:" + "0" * 64)
+    with pytest.raises(StepFailed):
+        await builder.pull(new_order(), wrong, login(reference), said)
+
+
+async def test_without_the_right_log_in(
+    builder: Any, reference: ImageReference, asked: list[str | None]
+) -> None:
+    for given, hint in ((None, "for a private one"), (login(reference, "wrong"), "and the log-in")):
+        with pytest.raises(StepFailed, match="could not be pulled") as failed:
+            await builder.pull(new_order(), reference, given, Said())
+        assert failed.value.step == "source"
+        assert hint in (failed.value.hint or "")
+    asked.clear()
+    other = RegistryLogin(host="ghcr.io", user=USER, password=PASSWORD)
+    with pytest.raises(StepFailed):
+        await builder.pull(new_order(), reference, other, Said())
+    assert asked
+    assert set(asked) == {None}
+
+
+async def test_what_is_never_pulled(builder: Any, reference: ImageReference) -> None:
+    stranger = new_order()
+    for name in (
+        BASE,
+        f"docker.io/{BASE}",
+        f"{PREFIX}/{stranger.workload}:{stranger.deployment}",
+        f"registry.example.com/{stranger.organization}/{stranger.workload}@sha256:{'0' * 64}",
+    ):
+        with pytest.raises(StepFailed, match="the platform's own"):
+            await builder.pull(new_order(), parse(name), None, Said())
+    careful = docker_builder(PREFIX)
+    for name in (str(reference), "localhost/x", "169.254.169.254/x", "[::1]:5000/x"):
+        with pytest.raises(StepFailed, match="private address"):
+            await careful.pull(new_order(), parse(name), None, Said())
+    with pytest.raises(StepFailed, match="does not exist"):
+        await careful.pull(new_order(), parse("nowhere.invalid/x"), None, Said())
+
+
+async def test_an_image_too_large_is_not_kept(builder: Any) -> None:
+    order = replace(new_order(), disk_mb=1)
+    with registry(made(b"x" * 2_000_000)) as text:
+        reference = parse(text)
+        with pytest.raises(StepFailed, match="larger than 1 MiB"):
+            await builder.pull(order, reference, login(reference), Said())
+    assert not [k for k in await builder.images() if k.deployment == order.deployment]
+
+
+async def test_what_an_app_is_made_of_stays_everybodys_base(builder: Any) -> None:
+    order = new_order()
+    where = {"repo": f"{PREFIX}/{order.workload}", "tag": order.deployment}
+    await API.call("POST", f"/images/{BASE}/tag", where)
+    files: io.BytesIO = context({"Dockerfile": f"FROM {BASE}\nRUN true\n"})
+    await builder.build(new_order(), files, "Dockerfile", (BASE,), Said())
