@@ -1,9 +1,9 @@
 """The log of a build, from the step that prints it to a customer's live reader, and stored.
 
-Fifty thousand lines in one build, against `docker logs` of a container that printed the same, piped to a file:
-the clock of ours runs from the first line that the builder saw to the last one at the reader. Then, with every
-line saying when it was printed, how late a line is at the reader: alone, and while another customer's build
-prints without end.
+Fifty thousand lines in one build, against `docker logs` of a container that printed the same, piped to a
+file: the clock of ours runs from the first line that the builder saw to the last one at the reader. Then,
+with every line saying when it was printed, how late it is at the reader: alone, and while another customer's
+build prints without end.
 """
 
 import asyncio
