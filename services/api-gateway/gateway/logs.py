@@ -32,8 +32,8 @@ PAGE = 1000
 _LOOK = 1.0
 _READ = 5.0
 _KEEP_ALIVE = 15.0
-# Reports of some hundred lines each, for every reader.
-_WAITING = 16
+# Reports of some thousand lines at most, for every reader.
+_WAITING = 8
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_]|)")
 RELEASE = "release"
 After = Annotated[int, Query(ge=0, lt=2**31)]

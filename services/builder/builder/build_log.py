@@ -26,13 +26,13 @@ from builder.tables import BuildRow, LogRow
 _BATCH_SECONDS = 0.05
 _LONGEST_LINE = 4000
 # One message of the bus holds a megabyte.
-_BATCH_BYTES = 200_000
+_BATCH_BYTES = 400_000
 _PAGE_BYTES = 600_000
 # Who writes faster than we store waits.
 _MOST_WAITING = 2_000_000
 _TAIL = 40
-# What a terminal would not show; colours begin with an escape, and stay.
-_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
+# What no terminal shows, and halves of characters; colours begin with an escape, and stay.
+_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\ud800-\udfff]")
 
 _LINES: TypeAdapter[tuple[LogLine, ...]] = TypeAdapter(tuple[LogLine, ...])
 _OPEN = ("queued", "building")
@@ -115,7 +115,7 @@ class LogWriter:
         at = self._runtime.clock.now().isoformat().replace("+00:00", "Z")
         about = f'"at":"{at}","stream":"{stream}","step":"{step}","text":'
         for number, text in enumerate(lines, self._sequence + 1):
-            line = f'{{"sequence":{number},{about}{encode_basestring(text)}}}'.encode(errors="replace")
+            line = f'{{"sequence":{number},{about}{encode_basestring(text)}}}'.encode()
             self._waiting.append((number, line))
             self._waiting_size += len(line)
         self._sequence += len(lines)
