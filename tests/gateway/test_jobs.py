@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from contracts import jobs_api
 from contracts.events import (
     AppChanged,
     InstanceCrashed,
@@ -23,6 +24,7 @@ from runtime.store import PLATFORM
 from sqlalchemy import update
 
 from tests.customer import Customer, Refused
+from tests.gateway.test_views import exactly
 from tests.gateway.world import SOURCE, World, decided, finished, rollout, succeeded
 from tests.harness import eventually
 
@@ -98,6 +100,14 @@ async def test_a_command_is_asked_for_followed_and_ends(here: World, customer: C
     assert ([line["text"] for line in page["lines"]], page["finished"]) == (["line 5"], True)
     listed = await customer.call("GET", f"/api/paas/apps/{app}/jobs")
     assert [j["id"] for j in listed["jobs"]] == [job.id]
+    for path, model in (
+        (f"/api/paas/apps/{app}/jobs", jobs_api.JobList),
+        (f"/api/paas/jobs/{job.id}", jobs_api.JobView),
+        (f"/api/paas/jobs/{job.id}/log", jobs_api.JobLogPage),
+        (f"/api/paas/apps/{app}/activity", jobs_api.ActivityList),
+    ):
+        response = await customer.client.get(path, headers=customer.headers)
+        exactly(model, response.content)
     stranger = await here.customer()
     for method, route in (("GET", ""), ("GET", "/log"), ("POST", "/cancel")):
         with pytest.raises(Refused) as refused:

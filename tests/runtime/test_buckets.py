@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import nats
 import pytest
+from contracts import sessions
 from contracts.errors import Conflict
 from runtime.bucket import Change
 from runtime.bus import Bus
@@ -105,16 +106,30 @@ async def test_a_node_cannot_read_or_write_for_another(harness: Harness) -> None
             "$JS.API.CONSUMER.CREATE.KV_desired.spy.$KV.desired.n1.>",
             "$JS.API.STREAM.MSG.GET.KV_desired",
             "$JS.API.STREAM.DELETE.EVENTS",
+            "$KV.jobs.n1.job",
+            "$KV.jobs.local.job",
+            "$JS.API.CONSUMER.CREATE.KV_jobs.spy.$KV.jobs.n1.>",
+            "job.finished.n1",
+            "job.output.n1",
+            "job.requested",
+            # The other end of a terminal is nobody's but the gateway's, and each node has its own.
+            sessions.to_node("local", "ses"),
+            sessions.to_node("n1", "ses"),
+            sessions.from_node("n1", "ses"),
         ]
         for subject in attempts:
             await client.publish(subject, b"{}")
-        for subject in ("$KV.desired.>", "instance.>", "_INBOX.>", "_INBOX_node-n1.>", "query.>"):
+        spied = (
+            *("$KV.desired.>", "$KV.jobs.>", "instance.>", "_INBOX.>", "_INBOX_node-n1.>", "query.>"),
+            *(sessions.to_node("n1", "*"), sessions.from_node("local", "*"), "session.>"),
+        )
+        for subject in spied:
             await client.subscribe(subject)
         await client.flush()
         await asyncio.sleep(0.2)
     finally:
         await client.close()
-    assert len([r for r in refused if "permissions violation" in r]) == len(attempts) + 5
+    assert len([r for r in refused if "permissions violation" in r]) == len(attempts) + len(spied)
     assert await scheduler.bucket("desired").keys("local.") == []
 
 

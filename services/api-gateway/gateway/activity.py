@@ -6,8 +6,8 @@ for a while and come from the nodes' events alone.
 
 from datetime import timedelta
 
-from contracts.api import ActivityList
 from contracts.events import InstanceCrashed, InstanceStopped
+from contracts.jobs_api import ActivityList
 from fastapi import APIRouter, Response
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import delete

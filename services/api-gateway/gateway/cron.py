@@ -6,9 +6,9 @@ never more than one run of a schedule, and the one that was left out says so. A 
 
 from datetime import datetime
 
-from contracts.api import ChangeCron, CreateCron, CronList, CronView, JobList, JobView
 from contracts.errors import Conflict, InvalidInput, NotFound, QuotaExceeded
 from contracts.ids import new_id
+from contracts.jobs_api import ChangeCron, CreateCron, CronList, CronView, JobList, JobView
 from cronsim import CronSim, CronSimError
 from fastapi import APIRouter, Response
 from runtime.store import PLATFORM, Tx

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from contracts.api import JobList, JobLogPage, JobView
 from contracts.errors import NotFound
 from contracts.events import JobCancelled, JobEnded, JobPlaced, JobRequested
 from contracts.ids import new_id
 from contracts.jobs import OUTPUT_LINES, Job, JobKind, JobLine
+from contracts.jobs_api import JobList, JobLogPage, JobView
 from contracts.reports import JobOutput
 from contracts.workload import WorkloadSpec
 from fastapi import APIRouter, Query, Response

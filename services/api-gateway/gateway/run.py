@@ -1,7 +1,7 @@
 """A command in a new container of an app, or in one that runs: asked for here, talked to over `sessions`."""
 
-from contracts.api import AttachedJob, Execute, JobView, RunCommand, TicketView
 from contracts.errors import Conflict, QuotaExceeded
+from contracts.jobs_api import AttachedJob, Execute, JobView, RunCommand, TicketView
 from contracts.queries import PlacesOf
 from contracts.sessions import Open
 from contracts.workload import Slot

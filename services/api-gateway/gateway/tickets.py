@@ -9,8 +9,8 @@ import secrets
 from datetime import timedelta
 from typing import Literal
 
-from contracts.api import TicketView
 from contracts.errors import Forbidden
+from contracts.jobs_api import TicketView
 from contracts.model import Model
 from contracts.sessions import Open
 from runtime.store import PLATFORM, Tx
