@@ -24,6 +24,7 @@ from node_agent.site import Site
 
 log = structlog.get_logger("node-agent.exec")
 
+_INTERRUPT, _END_OF_INPUT = b"\x03", b"\x04"
 _MOST = 200
 _WAITING = 10_000
 
@@ -204,6 +205,10 @@ class Sessions:
             if await conversation.carry(session):
                 code = await session.exit_code()
                 await conversation.end(Ended(exit_code=code, words=words(code) if code else None))
+            elif opened.terminal:
+                # The engine lets it run on when nobody listens: it is told what a closed window tells.
+                await session.write(_INTERRUPT + _END_OF_INPUT)
+            await session.end_input()
         finally:
             await session.close()
 
