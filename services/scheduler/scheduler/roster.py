@@ -6,6 +6,7 @@ What is not certain is forgotten and read again, so memory can be wrong about a 
 by `place`.
 """
 
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,9 @@ _OURS = "select pg_current_xact_id()::xid::text"
 _NONE: frozenset[tuple[str, str]] = frozenset()
 
 
+MANY = 1000
+
+
 class Roster:
     def __init__(self, *, pack: bool) -> None:
         self._pack = pack
@@ -78,6 +82,11 @@ class Roster:
         if self._snapshot is None or len(self.fleet) != count:
             self.forget_all()
             self._take(await (await connection.execute(_ALL, prepare=True)).fetchall())
+            if len(self.fleet) > MANY:
+                # It stays: the collector need not go through all of it again and again.
+                gc.unfreeze()
+                gc.collect()
+                gc.freeze()
         self._snapshot, self._ours = snapshot, []
         self._doubtful.clear()
         return self.fleet
