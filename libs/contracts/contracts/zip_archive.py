@@ -26,7 +26,7 @@ _LEAST = 1024 * 1024
 _MACS = "__MACOSX/"
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError),
-    *(ValueError, IndexError, OverflowError, NotImplementedError),
+    *(ValueError, IndexError, OverflowError, RuntimeError),
 )
 
 
