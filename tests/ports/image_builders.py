@@ -99,6 +99,7 @@ def docker_builder(
     least_free_mb: int = 256,
     *,
     allow_private_registry: bool = False,
+    registry_login: tuple[str, str] = ("", ""),
 ) -> DockerBuilder:
     return DockerBuilder(
         EngineApi(URL),
@@ -111,6 +112,7 @@ def docker_builder(
         source_bytes=20 * 1024 * 1024,
         ca_bundle=None,
         registry=registry,
+        registry_login=registry_login,
         least_free_mb=least_free_mb,
         allow_private_registry=allow_private_registry,
     )

@@ -371,9 +371,11 @@ async def test_forgets_only_what_is_cache(docker: DockerHands) -> None:
     await docker.api.call("GET", f"/images/{image.id}/json")
 
 
-async def test_publishes_to_a_registry(docker: DockerHands) -> None:
-    with push_registry() as registry:
-        builder = docker_builder(registry=registry.address)
+@pytest.mark.parametrize("login", [None, "builder:a-password"])
+async def test_publishes_to_a_registry(docker: DockerHands, login: str | None) -> None:
+    with push_registry(login) as registry:
+        user, _, password = (login or "").partition(":")
+        builder = docker_builder(registry=registry.address, registry_login=(user, password))
         order = new_order()
         image = await builder.build(
             order, context({"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n"}), "Dockerfile", (), Said()

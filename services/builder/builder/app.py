@@ -33,6 +33,7 @@ def create(
             source_bytes=settings.source_mb * MIB,
             ca_bundle=ca_bundle,
             registry=settings.registry,
+            registry_login=(settings.registry_user, settings.registry_password.get_secret_value()),
             allow_private_registry=settings.allow_private_registry,
             least_free_mb=settings.least_free_mb,
         )

@@ -40,6 +40,9 @@ class BuildOutput:
         self.exit_code: int | None = None
         # As the engine shows them; a step could have printed one, so this is no more than a hint.
         self.layers: set[str] = set()
+        # Those of them that no cache had.
+        self.made: set[str] = set()
+        self._from_cache = self._running = False
         self.container: str | None = None
         self._bytes = b""
         self._parts: dict[Stream, str] = {"stdout": "", "stderr": ""}
@@ -112,9 +115,14 @@ class BuildOutput:
         container = _CONTAINER.match(text) if stream == "stdout" else None
         if container is not None:
             self.container = container[1]
+            # What a step itself says from here on about a cache is no news of the engine's.
+            self._running = True
         if step is not None:
             self.instruction = step[3]
             self._unsaid = step[3] == self._mark
+            # A stage begins with an image that is there.
+            self._from_cache = step[3].upper().startswith("FROM ")
+            self._running = False
             self._passed += self._unsaid
             if not self._unsaid:
                 place, count = int(step[1]) - self._passed, int(step[2]) - self._marks
@@ -122,7 +130,10 @@ class BuildOutput:
         elif layer is not None and stream == "stdout":
             if len(self.layers) < _MOST_LAYERS:
                 self.layers.add(layer[1])
+                if not self._from_cache:
+                    self.made.add(layer[1])
         elif text == " ---> Using cache":
+            self._from_cache = not self._running
             if not self._unsaid:
                 yield "platform", "Using cache"
         elif self._worth_a_line(stream, text):

@@ -8,6 +8,7 @@ firewall covers. Used by the builds' loops; several builders may share one engin
 import asyncio
 import base64
 import contextlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -80,6 +81,7 @@ class DockerBuilder:
         source_bytes: int,
         ca_bundle: bytes | None,
         registry: str | None,
+        registry_login: tuple[str, str] = ("", ""),
         least_free_mb: int,
         allow_private_registry: bool = False,
     ) -> None:
@@ -87,6 +89,7 @@ class DockerBuilder:
         self._clock = clock
         self._prefix = prefix
         self._registry = registry
+        self._login = registry_login
         self._allow_private_registry = allow_private_registry
         self._longest = timedelta(seconds=build_seconds)
         self._layers: set[str] = set()
@@ -163,7 +166,7 @@ class DockerBuilder:
             output = BuildOutput(marking.mark_of(order.cache), marks)
         try:
             async with (
-                self._steps.watched(order, lambda: output.layers, secrets),
+                self._steps.watched(order, lambda: output.made, secrets),
                 self._api.stream("POST", "/build", query, tar_of(context)) as chunks,
             ):
                 async for chunk in chunks:
@@ -316,10 +319,12 @@ class DockerBuilder:
         await self._api.call("POST", f"/images/{image.id}/tag", {"repo": repository, "tag": tag})
         await say("platform", f"Pushing {repository}:{tag}")
         output, digest = BuildOutput(), None
-        # No log-in: the registry is the platform's own. The engine asks for the header all the same.
-        nobody = [("X-Registry-Auth", base64.urlsafe_b64encode(b"{}").decode())]
+        user, password = self._login
+        # Without a log-in the engine asks for the header all the same.
+        said = {"username": user, "password": password, "serveraddress": self._registry} if user else {}
+        login = [("X-Registry-Auth", base64.urlsafe_b64encode(json.dumps(said).encode()).decode())]
         path = f"/images/{repository}/push"
-        async with self._api.stream("POST", path, {"tag": tag}, headers=nobody) as chunks:
+        async with self._api.stream("POST", path, {"tag": tag}, headers=login) as chunks:
             async for chunk in chunks:
                 for _ in output.feed(chunk):
                     continue

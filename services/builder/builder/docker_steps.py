@@ -51,7 +51,7 @@ class Steps:
         layers: Callable[[], Collection[str]] = frozenset,
         secrets: Mapping[str, str] | None = None,
     ) -> AsyncIterator[None]:
-        """`layers`: those that were made so far. What is too much ends the block with the reason. `secrets`
+        """`layers`: those that are new. What is too much ends the block with the reason. `secrets`
         are handed to each step of this build."""
         watch = _Watch(self, order, layers, secrets or {})
         filters = {"type": ["network"], "event": ["connect"], "network": [self._network]}
@@ -103,8 +103,10 @@ class _Watch:
     secrets: Mapping[str, str]
     failure: Exception | None = None
     _containers: set[str] = field(default_factory=set)
-    # Layer -> its size and what it is made on.
-    _known: dict[str, tuple[int, str]] = field(default_factory=dict)
+    # Container -> what it took when it was last looked at, also of those that have ended.
+    _sizes: dict[str, int] = field(default_factory=dict)
+    # Layer -> what it adds to the one it is made on.
+    _known: dict[str, int] = field(default_factory=dict)
 
     async def join(self, chunks: AsyncIterator[bytes]) -> None:
         rest = b""
@@ -151,9 +153,13 @@ class _Watch:
         full = await self.steps.full()
         if full is not None:
             return ProviderFailed(full)
-        used = await self._of_layers()
+        running = 0
         for container in tuple(self._containers):
-            used += await self._of_container(container)
+            self._sizes[container] = size = await self._of_container(container)
+            running += size
+        # Which layers there are, the build's own output says, and a step may say anything in between; what
+        # its containers took, it cannot hide, unless they end between two looks.
+        used = max(running + await self._of_layers(), sum(self._sizes.values()))
         if used <= self.order.disk_mb * MIB:
             return None
         return StepFailed(
@@ -168,7 +174,7 @@ class _Watch:
             found = await api.call("GET", f"/containers/{container}/json", {"size": True})
         except Refused:
             self._containers.discard(container)
-            return 0
+            return self._sizes.get(container, 0)
         size = int(found.get("SizeRw") or 0)
         volumes = {mount["Name"] for mount in found["Mounts"] if mount["Type"] == "volume"}
         if volumes:
@@ -181,18 +187,19 @@ class _Watch:
         return size
 
     async def _of_layers(self) -> int:
-        """Each one's part that is new: its parent is among them, the base images' own are not."""
-        made = set(self.layers())
-        for layer in made - self._known.keys():
-            try:
-                found = await self.steps.api.call("GET", f"/images/{layer}/json")
-            except Refused:
-                # A step may print what looks like one.
-                self._known[layer] = 0, ""
-                continue
-            self._known[layer] = int(found["Size"]), found["Parent"].removeprefix("sha256:")[:12]
-        sizes = self._known
-        return sum(size - sizes[parent][0] for size, parent in sizes.values() if parent in sizes)
+        for layer in set(self.layers()) - self._known.keys():
+            found = await self._image(layer)
+            # A step may print what looks like one.
+            parent = await self._image(found["Parent"]) if found and found["Parent"] else None
+            self._known[layer] = int(found["Size"]) - int(parent["Size"]) if found and parent else 0
+        return sum(self._known.values())
+
+    async def _image(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = await self.steps.api.call("GET", f"/images/{name}/json")
+        except Refused:
+            return None
+        return found
 
 
 def sign(order: Order) -> str:

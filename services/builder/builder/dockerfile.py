@@ -75,7 +75,8 @@ def _references(
 
 
 def _instructions(text: str) -> Iterator[tuple[int, int, str, str]]:
-    """(number of its first line, of its last, instruction in capitals, the rest), continued lines joined, comments left out."""
+    """(its first line's number, its last's, instruction in capitals, the rest): continued lines joined,
+    comments left out."""
     begun, joined, ambiguous = 0, "", False
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         escape = _ESCAPE.match(line)

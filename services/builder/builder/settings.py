@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from contracts.archive import ArchiveLimits
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -24,7 +24,7 @@ class BuilderSettings(BaseSettings):
     )
     concurrency: int = Field(2, ge=1, le=32, description="Builds at the same time")
     organization_concurrency: int = Field(
-        2, ge=1, le=32, description="Builds of one organization at the same time, on all builders"
+        4, ge=1, le=32, description="Builds of one organization at the same time, on all builders"
     )
     timeout_seconds: float = Field(1800, gt=0, description="Longest build, from source to image")
     lease_seconds: float = Field(
@@ -60,6 +60,8 @@ class BuilderSettings(BaseSettings):
         pattern=r"^[a-z0-9.-]+(:\d+)?(/[a-z0-9._/-]+)?$",
         description="Registry images are pushed to; none: builder and nodes share one engine",
     )
+    registry_user: str = Field("", description="User who may push to that registry; none: no log-in")
+    registry_password: SecretStr = Field(SecretStr(""), description="Password of that user")
     keep_images: int = Field(5, ge=1, description="Images kept of an app's last builds")
     cache_days: float = Field(7, gt=0, description="Build cache that was not used for so long is removed")
     cache_gb: float = Field(
