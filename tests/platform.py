@@ -149,12 +149,13 @@ class Platform:
             client.close()
 
 
-def reachable_by_nodes(running: Servers) -> dict[str, str]:
+def reachable_by_nodes(running: Servers, api_port: int) -> dict[str, str]:
     certificate = running.nats.certificate
     if certificate is None:
         return {}
     return {
         "BERTH_HTTP_HOST": "0.0.0.0",
+        "GATEWAY_PUBLIC_URL": f"http://{certificate.host}:{api_port}",
         "GATEWAY_NODE_NATS_URL": str(running.nats.public_url),
         "GATEWAY_NODE_NATS_CA": str(certificate.public),
     }
@@ -206,7 +207,7 @@ async def platform(
                     "DOMAINS_PUBLIC_PORT": str(http_port),
                     "NODE_AGENT_ROUTES": str(traefik.routes),
                     "NODE_AGENT_INGRESS_URL": f"http://127.0.0.1:{http_port}",
-                    **reachable_by_nodes(running),
+                    **reachable_by_nodes(running, api_port),
                     **settings,
                 },
             )

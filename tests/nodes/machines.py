@@ -33,10 +33,10 @@ class Server:
     container: Container
     address: str
 
-    def run(self, *argv: str, told: Mapping[str, str] | None = None, seconds: int = 240) -> str:
+    def run(self, *argv: str, told: Mapping[str, str] | None = None) -> str:
         """What it prints; fails with that when it fails."""
         code, output = self.tries(*argv, told=told)
-        assert code == 0, f"{argv}: {output}"
+        assert code == 0, f"{argv}: {output}{self.log() if argv[0] == 'bash' else ''}"
         return output
 
     def tries(self, *argv: str, told: Mapping[str, str] | None = None) -> tuple[int, str]:
@@ -78,12 +78,12 @@ class Server:
         return self.tries(
             "bash",
             "-c",
-            "tail -n 30 /var/lib/berth-node/logs/berth-*.log; docker ps -a; docker info 2>/dev/null | head -5; iptables -S | head -40",
+            "tail -n 30 /var/lib/berth-node/logs/berth-*.log; docker ps -a",
         )[1]
 
 
 # nats-server is one file that needs nothing, and its monitoring answers every GET of / with 200.
-PROBE_COMMAND = 'ENTRYPOINT ["/server", "-a", "127.0.0.1", "-p", "-1", "-m", "8080"]'
+PROBE_COMMAND = 'ENTRYPOINT ["/server", "-a", "0.0.0.0", "-p", "4222", "-m", "8080"]'
 
 
 def probe() -> bytes:

@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -172,7 +171,7 @@ def traces(machine: Server) -> dict[str, str]:
             " /etc/systemd/system/berth-* 2>/dev/null || true",
         ),
         "users": machine.run("bash", "-c", "grep -h berth /etc/passwd /etc/subuid /etc/subgid || true"),
-        "processes": machine.run("bash", "-c", "pgrep -af 'berth|traefik|dockerd' || true"),
+        "processes": machine.run("bash", "-c", "pgrep -l 'berth|traefik|dockerd|containerd|server' || true"),
         "rules": machine.run("bash", "-c", "iptables-save | grep BERTH || true"),
         "mounts": machine.run("bash", "-c", "grep berth /proc/self/mountinfo || true"),
     }
@@ -182,9 +181,7 @@ PASSWORD = "the provider's own, 7391"
 
 
 @pytest.mark.promise("P1")
-async def test_a_server_is_made_a_node_over_ssh(
-    estate: Estate, administrator: Customer, here: str, tmp_path: Path
-) -> None:
+async def test_a_server_is_made_a_node_over_ssh(estate: Estate, administrator: Customer) -> None:
     with server("edge-2") as machine:
         await asyncio.to_thread(machine.open_ssh, PASSWORD)
         at = {"address": machine.address, "port": 22}
@@ -210,11 +207,7 @@ async def test_a_server_is_made_a_node_over_ssh(
         # It was used, and is nowhere: not in what was said, not in a log, not in a table, not on the server.
         assert PASSWORD not in repr(told)
         assert PASSWORD not in estate.platform.log_of("+".join(CONTROL_PLANE))
-        dump = subprocess.run(
-            [postgres("pg_dump"), estate.platform.running.postgres.url(database="berth")],
-            capture_output=True,
-            check=True,
-        ).stdout.decode(errors="replace")
+        dump = await asyncio.to_thread(dump_of, estate)
         assert "edge-2" in dump
         assert PASSWORD not in dump
         tokens = (await administrator.call("GET", "/api/admin/paas/join-tokens"))["tokens"]
@@ -224,6 +217,12 @@ async def test_a_server_is_made_a_node_over_ssh(
         await administrator.call("DELETE", "/api/admin/paas/nodes/edge-2")
         await asyncio.sleep(1)
         assert machine.tries("/usr/local/sbin/berth-node", "status")[0] == 1
+
+
+def dump_of(estate: Estate) -> str:
+    database = estate.platform.running.postgres.url(database="berth")
+    done = subprocess.run([postgres("pg_dump"), database], capture_output=True, check=True)
+    return done.stdout.decode(errors="replace")
 
 
 async def steps(administrator: Customer, order: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,14 +13,10 @@ from contracts.errors import Unavailable
 
 from berth_node.layout import Layout
 
+# Nothing in it may give the agent a view of the mounts of its own: the engine has to see its volumes.
 _HARDENED = """\
 NoNewPrivileges=yes
-ProtectHome=yes
-ProtectClock=yes
-ProtectHostname=yes
-ProtectKernelModules=yes
 RestrictRealtime=yes
-RestrictSUIDSGID=yes
 LockPersonality=yes
 SystemCallArchitectures=native
 """
@@ -53,8 +49,9 @@ def runs(layout: Layout) -> tuple[Run, ...]:
             "Berth: ingress of this node",
             (str(traefik(layout)), f"--configFile={layout.ingress_yaml}"),
             more=(
-                "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\nProtectSystem=strict\nPrivateTmp=yes\n"
-                "PrivateDevices=yes\nProtectKernelTunables=yes\nProtectControlGroups=yes\n"
+                "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\nProtectSystem=strict\nProtectHome=yes\n"
+                "PrivateTmp=yes\nPrivateDevices=yes\nProtectKernelTunables=yes\nProtectControlGroups=yes\n"
+                "ProtectKernelModules=yes\nProtectClock=yes\nProtectHostname=yes\nRestrictSUIDSGID=yes\n"
                 "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX\nLimitNOFILE=1048576\n"
             ),
         ),
@@ -63,8 +60,7 @@ def runs(layout: Layout) -> tuple[Run, ...]:
             "Berth: agent of this node",
             (str(layout.program / "berth"), "run", "node-agent"),
             environment_file=layout.agent_env,
-            # Mounts of volumes have to be seen by the engine.
-            more="MountFlags=shared\nLimitNOFILE=1048576\n",
+            more="LimitNOFILE=1048576\n",
             after="network-online.target docker.service",
         ),
     )

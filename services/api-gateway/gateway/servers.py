@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import structlog
 from contracts.errors import BerthError, InvalidInput, ProviderFailed, Unavailable
@@ -32,6 +33,7 @@ log = structlog.get_logger("gateway.servers")
 
 # Asked for in one order, so that a server with several keys shows the same one each time.
 _KEYS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "rsa-sha2-256")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CONNECT = 20.0
 # Packages have to come down a line that may be slow.
 _SETUP = 1800.0
@@ -64,7 +66,10 @@ async def add_server(server: AddServer, request: Request, caller: Administrator)
     `failed`."""
     desk = caller.desk
     joining.require_bus(desk)
-    script = bundle().script_for(joining.public_url(desk, request))
+    url = joining.public_url(desk, request)
+    if not desk.settings.public_url and urlsplit(url).hostname in _LOOPBACK:
+        raise InvalidInput("the server cannot reach the platform at this address: set GATEWAY_PUBLIC_URL")
+    script = bundle().script_for(url)
     token = await desk.bus.ask(
         JoinTokenMade(
             region=server.region,

@@ -73,6 +73,7 @@ def create(
             lambda: runtime.settings.seal_key_of_node(name),
             clock,
             keep_days=settings.volume_days,
+            first_uid=settings.first_uid,
         ),
     )
     jobs = Jobs(site, folder, bus.report)

@@ -45,6 +45,9 @@ class NodeAgentSettings(BaseSettings):
     )
     memory_mb: int | None = Field(None, gt=0, description="Most memory given away; none: all")
     disk_mb: int | None = Field(None, gt=0, description="Most disk given away; none: all")
+    first_uid: int = Field(
+        0, ge=0, description="First user id the engine maps containers to (userns-remap); 0: it maps none"
+    )
     tmp_mb: int = Field(64, ge=1, description="Size of an instance's /tmp, which counts as its memory")
     volume_days: float = Field(
         3, ge=0, le=365, description="Days for which a volume that its owner gave up is kept aside"

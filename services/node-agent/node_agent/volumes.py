@@ -68,8 +68,12 @@ class Volumes(Protocol):
 
 
 class LoopVolumes:
-    def __init__(self, folder: Path, key: Callable[[], str], clock: Clock, *, keep_days: float) -> None:
-        """`key`: the node's own; asked for when something is encrypted."""
+    def __init__(
+        self, folder: Path, key: Callable[[], str], clock: Clock, *, keep_days: float, first_uid: int = 0
+    ) -> None:
+        """`key`: the node's own; asked for when something is encrypted. `first_uid`: out here, the user that
+        is root to instances; not 0 where the engine maps users."""
+        self._first_uid = first_uid
         self._files = folder / "files"
         self._mounts = folder / "mounts"
         self._aside = folder / "aside"
@@ -80,7 +84,7 @@ class LoopVolumes:
 
     async def attach(self, volume: Volume, workload: str, uid: int) -> Path:
         async with self._locks[volume.id]:
-            return await asyncio.to_thread(self._attach, volume, workload, uid)
+            return await asyncio.to_thread(self._attach, volume, workload, self._first_uid + uid)
 
     def _attach(self, volume: Volume, workload: str, uid: int) -> Path:
         file, point = self._files / workload / f"{volume.id}.ext4", self._mounts / volume.id

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contracts.errors import Conflict, NotFound, Unavailable
 from contracts.queries import NodeChanged, NodeInfo, NodeRemoved, Removed
 from runtime.runtime import Runtime
-from runtime.service import Loop
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import Select, delete, func, select, text, update
 
@@ -31,22 +30,12 @@ _OFFER = text(
     """.format(**offered("n"))
 )
 
-_DRAIN = """
-update workload set due_at = now() where id in (
-    select id from workload where due_at is null and blocked is null and id in (
-        select p.workload from placement p join node n on n.name = p.node
-        where n.draining and p.leaving is null
-    ) order by id for no key update skip locked
-)
-"""
-
 
 class Administration:
     def __init__(self, runtime: Runtime, door: Door, place: Callable[[], None]) -> None:
         self._runtime = runtime
         self._door = door
         self._place = place
-        self.drains = Loop("drain", self.drain, every=15.0)
 
     async def change(self, order: NodeChanged) -> NodeInfo:
         async with self._runtime.store.transaction(PLATFORM) as tx:
@@ -62,7 +51,7 @@ class Administration:
                 row.limit_memory_mb = order.limits.memory_mb
                 row.limit_disk_mb = order.limits.disk_mb
             if order.draining is not None and order.draining != row.draining:
-                row.draining, row.drain_total = order.draining, None
+                row.draining, row.drain_total, row.evacuate = order.draining, None, order.draining
                 if order.draining:
                     row.drain_total = await tx.one(
                         select(func.count()).select_from(PlacementRow).where(PlacementRow.node == row.name)
@@ -70,7 +59,6 @@ class Administration:
             await tx.flush()
             await tx.execute(_OFFER, {"name": row.name})
             tx.after_commit(self._place)
-            tx.after_commit(self.drains.nudge)
         self._runtime.log.info("node changed", **order.model_dump(exclude_none=True))
         return await queries.one_node(self._runtime, order.node)
 
@@ -82,18 +70,18 @@ class Administration:
             row = await tx.get(NodeRow, node, lock=True)
             if row is None and (key is None or key.removed_at is not None):
                 raise _unknown(node)
-            if key is None and row is not None and row.status == "online":
-                raise Conflict(
-                    f"{node} did not join with a token, so it cannot be cut off: stop its agent, take it out "
-                    "of the installation's settings, then remove it",
-                    node=node,
-                )
             if placed and not order.force:
                 raise Conflict(
                     f"{node} still has {len(placed)} workloads; drain it first, or remove it by force: they "
                     "start elsewhere, and what is only on its disk is lost",
                     node=node,
                     workloads=len(placed),
+                )
+            if key is None and row is not None and row.status == "online":
+                raise Conflict(
+                    f"{node} did not join with a token, so it cannot be cut off: stop its agent, take it out "
+                    "of the installation's settings, then remove it",
+                    node=node,
                 )
             if await tx.scalars(_placed_on(node).where(PlacementRow.workload.not_in(placed))):
                 raise Unavailable(f"{node} was given work this very moment; try again")
@@ -131,14 +119,6 @@ class Administration:
         except (Conflict, Unavailable) as error:
             # A machine that joins under its name is told by the survey that it has nothing to run.
             self._runtime.log.warning("words to a removed node are left", node=node, error=error.message)
-
-    async def drain(self) -> None:
-        """What is on a node that is being emptied is due to be placed, whoever put it there."""
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            connection = await tx.connection()
-            cursor = await connection.execute(_DRAIN, prepare=True)
-            if cursor.rowcount:
-                tx.after_commit(self._place)
 
 
 async def _locked_workloads(tx: Tx, node: str) -> list[str]:

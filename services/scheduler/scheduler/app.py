@@ -95,7 +95,6 @@ def create(runtime: Runtime) -> Service:
             Loop("forget jobs", jobs.forget, every=3600.0),
             Loop("survey", projection.watch, every=5.0),
             Loop("forget", projection.forget, every=60.0),
-            administration.drains,
             Loop("door", door.judge, every=None),
             Loop("cut", door.watch, every=5.0),
             Loop("sample", nodes.sample, every=SAMPLE_SECONDS / 2),

@@ -23,6 +23,7 @@ from contracts.queries import (
 )
 from contracts.reports import NodeCapacity, NodeUsage
 from runtime.runtime import Runtime
+from runtime.store import PLATFORM, scoped
 
 from scheduler.settings import SchedulerSettings
 
@@ -45,12 +46,13 @@ _NODES = f"{_FROM} where n.name > %s order by n.name limit %s"
 
 _NODE = f"{_FROM} where n.name = %s"
 
-_PLACEMENTS = """
+_PLACEMENTS = scoped("""
 select p.workload, w.organization, p.process, p.index, p.cpu_millis, p.memory_mb, p.disk_mb,
     p.leaving is not null
-from placement p join workload w on w.id = p.workload where p.node = %s
+from placement p join workload w on w.id = p.workload
+where p.node = %s and scope.organization is not null
 order by p.workload, p.process, p.index limit 1000
-"""
+""")
 
 # At most some hundred samples: of each stretch of time the newest.
 _HISTORY = """
@@ -88,7 +90,7 @@ async def one_node(runtime: Runtime, name: str) -> NodeInfo:
 
 async def node_detail(runtime: Runtime, query: NodeOf) -> NodeDetail:
     node = await one_node(runtime, query.node)
-    placements = await runtime.store.read(_PLACEMENTS, (query.node,))
+    placements = await runtime.store.read(_PLACEMENTS, (PLATFORM, query.node))
     stretch = query.hours * 3600 / _SAMPLES
     since = runtime.clock.now() - timedelta(hours=query.hours)
     history = await runtime.store.read(_HISTORY, (stretch, query.node, since))
