@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints, model_validator
 
 from contracts import buildpack, image_reference
-from contracts.credentials import Purpose
 from contracts.errors import InvalidInput
 from contracts.ids import (
     AppId,
@@ -19,7 +18,13 @@ from contracts.ids import (
 from contracts.model import Model, Moment, Strict
 from contracts.money import Currency, Money
 from contracts.reports import LogLine
-from contracts.variables import Scope
+from contracts.sources_api import (
+    ChooseDockerfile,
+    ChooseGit,
+    ChooseGitCredential,
+    ChooseImage,
+    ChooseRegistryLogin,
+)
 from contracts.workload import (
     NAME_PATTERN,
     BuildSettings,
@@ -210,78 +215,6 @@ class RegionList(Model):
     regions: tuple[RegionView, ...]
 
 
-class ChooseGit(Strict):
-    kind: Literal["git"] = "git"
-    url: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-    # A branch, a tag or a whole commit.
-    ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}$")] | None = None
-    submodules: bool = False
-
-
-class ChooseImage(Strict):
-    reference: Annotated[str, StringConstraints(min_length=1, max_length=255)]
-
-
-class ChooseDockerfile(Strict):
-    """One that needs no file beside it."""
-
-    text: Annotated[str, StringConstraints(min_length=1, max_length=16 * 1024)]
-
-
-class ChooseToken(Strict):
-    """For a Git server over HTTPS. The host is that of the app's repository where none is named, and no other
-    is told the token; the user matters to few servers."""
-
-    kind: Literal["token"] = "token"
-    token: Annotated[SecretStr, Field(min_length=1, max_length=4096)]
-    user: Annotated[str, StringConstraints(pattern=r"^[^:\s\x00-\x1f]{1,200}$")] | None = None
-    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:\[\]-]{1,260}$")] | None = None
-
-
-class ChooseKey(Strict):
-    """For a Git server over SSH. Without a private key the app keeps the one it has, or the platform makes
-    one. `host_keys` are the server's own, as known_hosts has them; the host may be left out."""
-
-    kind: Literal["key"] = "key"
-    private_key: Annotated[SecretStr, Field(min_length=1, max_length=16 * 1024)] | None = None
-    host_keys: Annotated[
-        tuple[Annotated[str, StringConstraints(min_length=1, max_length=2000)], ...], Field(max_length=20)
-    ] = ()
-
-
-ChooseGitCredential = Annotated[ChooseToken | ChooseKey, Field(discriminator="kind")]
-
-
-class ChooseRegistryLogin(Strict):
-    """The registry is that of the app's image where none is named."""
-
-    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]{1,260}$")] | None = None
-    user: Annotated[str, StringConstraints(pattern=r"^[^:\x00-\x1f]{1,200}$")]
-    password: Annotated[SecretStr, Field(min_length=1, max_length=4096)]
-
-
-class CredentialView(Model):
-    """What may be seen of it. The public key is to be added to the repository as a deploy key."""
-
-    purpose: Purpose
-    kind: Literal["token", "key", "registry"]
-    host: str | None = None
-    user: str | None = None
-    public_key: str | None = None
-    host_keys: tuple[str, ...] = ()
-    made_at: Moment
-
-
-class CredentialList(Model):
-    credentials: tuple[CredentialView, ...]
-
-
-class CustomImages(Strict):
-    """Whether apps may be made of images that the platform has not built."""
-
-    enabled: bool
-
-
 def _is_buildpack(name: str) -> str:
     try:
         return buildpack.parse(name).name
@@ -448,29 +381,6 @@ class OwnedApp(AppView):
 class OwnedAppList(Model):
     apps: tuple[OwnedApp, ...]
     next: str | None
-
-
-class ChooseVariable(Strict):
-    """What is absent stays; a new one is a secret of the instances."""
-
-    # A value is taken as it is, spaces and all.
-    model_config = Strict.model_config | {"str_strip_whitespace": False}
-    value: str | None = None
-    scope: Scope | None = None
-    secret: bool | None = None
-
-
-class VariableView(Model):
-    """`value` is a mask where it is secret and was not asked for."""
-
-    name: str
-    value: str
-    scope: Scope
-    secret: bool
-
-
-class VariableList(Model):
-    variables: tuple[VariableView, ...]
 
 
 class Projection(Model):

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from contracts import variables
-from contracts.api import ChooseVariable, VariableList, VariableView
 from contracts.errors import InvalidInput, TooLarge
 from contracts.variables import RESERVED, Scope, Variable
+from contracts.variables_api import ChooseVariable, VariableList, VariableView
 from fastapi import APIRouter, Body, Query, Request, Response
 from runtime.seal import Seal
 from runtime.store import Tx
