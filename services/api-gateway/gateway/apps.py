@@ -1,11 +1,12 @@
 """Routes of apps: a customer's intent, taken down in one transaction with the word of it (I1)."""
 
-from contracts.api import AppDetail, AppList, ChooseBuild, ChooseKey, CreateApp, OwnedAppList, Scale
+from contracts.api import AppDetail, AppList, ChooseBuild, CreateApp, OwnedAppList, Scale
 from contracts.errors import Conflict, InvalidInput, Unavailable
 from contracts.events import AppCreated
 from contracts.git_address import parse
 from contracts.ids import new_id
 from contracts.queries import RegionInfo, RegionsWithRoom
+from contracts.sources_api import ChooseKey
 from contracts.workload import Process
 from fastapi import APIRouter, Request, Response
 from runtime.store import PLATFORM, Tx

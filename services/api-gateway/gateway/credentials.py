@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from contracts import image_reference
-from contracts.api import (
+from contracts.credentials import DeployKey, GitToken, Purpose, RegistryLogin, context, read_git
+from contracts.errors import InvalidInput, NotFound
+from contracts.git_address import parse
+from contracts.queries import CredentialsOf, SealedCredentials
+from contracts.sources_api import (
     ChooseGitCredential,
     ChooseKey,
     ChooseRegistryLogin,
@@ -17,10 +21,6 @@ from contracts.api import (
     CredentialList,
     CredentialView,
 )
-from contracts.credentials import DeployKey, GitToken, Purpose, RegistryLogin, context, read_git
-from contracts.errors import InvalidInput, NotFound
-from contracts.git_address import parse
-from contracts.queries import CredentialsOf, SealedCredentials
 from contracts.workload import GitSource, ImageSource
 from fastapi import APIRouter, Body, Response
 from runtime.seal import Seal

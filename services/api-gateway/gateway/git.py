@@ -8,9 +8,9 @@ import asyncio
 import ipaddress
 import socket
 
-from contracts.api import ChooseGit
 from contracts.errors import InvalidInput, Unavailable
 from contracts.git_address import GitAddress, is_public, parse
+from contracts.sources_api import ChooseGit
 from contracts.workload import GitSource
 
 from gateway.desk import Desk

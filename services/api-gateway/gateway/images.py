@@ -1,7 +1,7 @@
 """Whether apps may be made of images that the platform has not built: the administrator's decision."""
 
-from contracts.api import CustomImages
 from contracts.errors import Forbidden
+from contracts.sources_api import CustomImages
 from fastapi import APIRouter
 from runtime.store import PLATFORM, Tx
 from sqlalchemy.dialects.postgresql import insert

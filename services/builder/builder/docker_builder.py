@@ -18,8 +18,7 @@ from urllib.parse import quote
 
 import structlog
 from contracts.credentials import RegistryLogin
-from contracts.errors import NotFound, ProviderFailed, Unavailable
-from contracts.git_address import is_public
+from contracts.errors import ProviderFailed, Unavailable
 from contracts.image_reference import HUB, ImageReference
 from runtime.clock import Clock
 
@@ -45,7 +44,6 @@ from builder.image_builder import (
     Workshop,
 )
 from builder.registry import Registries
-from builder.repository import resolve
 
 log = structlog.get_logger("builder.engine")
 
@@ -90,7 +88,7 @@ class DockerBuilder:
         self._prefix = prefix
         self._registry = registry
         self._login = registry_login
-        self._allow_private_registry = allow_private_registry
+        self._registries = Registries(api, allow_private_registry)
         self._longest = timedelta(seconds=build_seconds)
         self._layers: set[str] = set()
         self._engine: str | None = None
@@ -122,9 +120,8 @@ class DockerBuilder:
         ours = self._registry is not None and name.startswith(f"{self._registry}/")
         if ours or name.startswith(OWN) or _is_an_apps(name):
             raise StepFailed("source", f"the image {reference} is the platform's own")
-        registries = Registries(self._api, order.disk_mb * MIB, self._allow_private_registry)
         own = (f"{self._prefix}/{order.workload}", order.deployment)
-        return await registries.pull(reference, login, own, say)
+        return await self._registries.pull(reference, login, own, say, largest=order.disk_mb * MIB)
 
     async def build(
         self,
@@ -250,7 +247,7 @@ class DockerBuilder:
                 # Whoever has this name in a public registry is not us.
                 found = await self._made(base, say)
             if found is None:
-                await self._pull(base, say, trusted=trusted)
+                await self._registries.pull_base(base, say, trusted=trusted)
                 found = await self._image(base)
         except Refused as error:
             raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
@@ -286,30 +283,6 @@ class DockerBuilder:
                 return None
             raise
         return found
-
-    async def _pull(self, base: str, say: Say, *, trusted: bool) -> None:
-        first, _, rest = base.partition("/")
-        trusted = trusted or self._allow_private_registry
-        if not trusted and rest and ("." in first or ":" in first or first == "localhost"):
-            host, _, port = first.partition(":")
-            try:
-                address = await resolve(host, int(port) if port.isdecimal() else 443)
-            except NotFound as error:
-                raise StepFailed("build", f"the base image {base}: {error.message}") from error
-            if not is_public(address):
-                raise StepFailed("build", f"the base image {base} is on a private address")
-        await say("platform", f"Pulling {base}")
-        name, tag = (base, "") if "@" in base or ":" in base.rpartition("/")[2] else (base, "latest")
-        output = BuildOutput()
-        query = {"fromImage": name, "tag": tag or None}
-        async with self._api.stream("POST", "/images/create", query) as chunks:
-            async for chunk in chunks:
-                for stream, text in output.feed(chunk):
-                    await say(stream, text)
-        if output.error is not None:
-            if is_ours(output.error):
-                raise ProviderFailed(f"{base} could not be pulled: {output.error}")
-            raise StepFailed("build", f"the base image {base} could not be pulled: {output.error}")
 
     async def publish(self, order: Order, image: BuiltImage, say: Say) -> PublishedImage:
         if self._registry is None:

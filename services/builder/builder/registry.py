@@ -16,6 +16,7 @@ from contracts.errors import NotFound, ProviderFailed
 from contracts.git_address import is_public
 from contracts.image_reference import HUB, ImageReference
 
+from builder.build_output import BuildOutput
 from builder.engine_api import EngineApi, Refused
 from builder.hints import is_ours
 from builder.image_builder import BuiltImage, Say, StepFailed
@@ -27,11 +28,16 @@ MIB = 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class Registries:
     api: EngineApi
-    largest: int
     allow_private: bool
 
     async def pull(
-        self, reference: ImageReference, login: RegistryLogin | None, name: tuple[str, str], say: Say
+        self,
+        reference: ImageReference,
+        login: RegistryLogin | None,
+        name: tuple[str, str],
+        say: Say,
+        *,
+        largest: int,
     ) -> BuiltImage:
         """`name`: repository and tag it is to have here."""
         await self._require_public(reference)
@@ -42,7 +48,8 @@ class Registries:
         await say("platform", f"{reference} is {digest}")
         try:
             was_here = await self._found(pinned) is not None
-            await self._take(reference, digest, login, say)
+            await self._take(reference.repository, digest, login, largest)
+            await say("platform", f"Pulled {reference}.")
             found = await self._found(pinned)
             if found is None:
                 raise ProviderFailed(f"the image {pinned} went away")
@@ -51,9 +58,9 @@ class Registries:
                 await self.api.call("DELETE", f"/images/{quote(pinned)}")
         except Refused as error:
             raise _failed(reference, error.words, login) from error
-        if found["Size"] > self.largest:
+        if found["Size"] > largest:
             await self.api.call("DELETE", f"/images/{name[0]}:{name[1]}")
-            raise self._too_large(reference)
+            raise _too_large(largest)
         ports = {int(port.partition("/")[0]) for port in found["Config"].get("ExposedPorts") or {}}
         return BuiltImage(found["Id"], found["Size"], tuple(sorted(ports)))
 
@@ -78,22 +85,43 @@ class Registries:
             raise _failed(reference, error.words, login) from error
         return str(found["Descriptor"]["digest"])
 
-    async def _take(
-        self, reference: ImageReference, digest: str, login: RegistryLogin | None, say: Say
-    ) -> None:
-        query = {"fromImage": reference.repository, "tag": digest}
+    async def _take(self, repository: str, digest: str, login: RegistryLogin | None, largest: int) -> None:
+        query = {"fromImage": repository, "tag": digest}
         sizes: dict[str, int] = {}
         async with self.api.stream("POST", "/images/create", query, headers=_header(login)) as chunks:
             async for message in _messages(chunks):
                 if "error" in message:
-                    raise _failed(reference, str(message["error"]), login)
+                    raise _failed(repository, str(message["error"]), login)
                 progress = message.get("progressDetail") or {}
                 layer = str(message.get("id"))
                 sizes[layer] = max(sizes.get(layer, 0), int(progress.get("total") or 0))
-                if sum(sizes.values()) > self.largest:
+                if sum(sizes.values()) > largest:
                     # Leaving the block ends the pull.
-                    raise self._too_large(reference)
-        await say("platform", f"Pulled {reference}.")
+                    raise _too_large(largest)
+
+    async def pull_base(self, base: str, say: Say, *, trusted: bool) -> None:
+        first, _, rest = base.partition("/")
+        trusted = trusted or self.allow_private
+        if not trusted and rest and ("." in first or ":" in first or first == "localhost"):
+            host, _, port = first.partition(":")
+            try:
+                address = await resolve(host, int(port) if port.isdecimal() else 443)
+            except NotFound as error:
+                raise StepFailed("build", f"the base image {base}: {error.message}") from error
+            if not is_public(address):
+                raise StepFailed("build", f"the base image {base} is on a private address")
+        await say("platform", f"Pulling {base}")
+        name, tag = (base, "") if "@" in base or ":" in base.rpartition("/")[2] else (base, "latest")
+        output = BuildOutput()
+        query = {"fromImage": name, "tag": tag or None}
+        async with self.api.stream("POST", "/images/create", query) as chunks:
+            async for chunk in chunks:
+                for stream, text in output.feed(chunk):
+                    await say(stream, text)
+        if output.error is not None:
+            if is_ours(output.error):
+                raise ProviderFailed(f"{base} could not be pulled: {output.error}")
+            raise StepFailed("build", f"the base image {base} could not be pulled: {output.error}")
 
     async def _found(self, name: str) -> dict[str, Any] | None:
         try:
@@ -103,9 +131,6 @@ class Registries:
                 return None
             raise
         return found
-
-    def _too_large(self, reference: ImageReference) -> StepFailed:
-        return StepFailed("source", f"the image {reference} is larger than {self.largest // MIB} MiB")
 
 
 async def _messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
@@ -124,7 +149,11 @@ def _header(login: RegistryLogin | None) -> list[tuple[str, str]]:
     return [("X-Registry-Auth", base64.urlsafe_b64encode(json.dumps(said).encode()).decode())]
 
 
-def _failed(reference: ImageReference, words: str, login: RegistryLogin | None) -> Exception:
+def _too_large(largest: int) -> StepFailed:
+    return StepFailed("source", f"the image is larger than {largest // MIB} MiB")
+
+
+def _failed(reference: ImageReference | str, words: str, login: RegistryLogin | None) -> Exception:
     if is_ours(words):
         return ProviderFailed(f"{reference} could not be pulled: {words}")
     hint = "Check its name and tag; for a private one, PUT …/credentials/registry sets a log-in."
