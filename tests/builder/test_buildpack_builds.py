@@ -1,24 +1,21 @@
 """Buildpacks and builder images on the real engine: fetched, run, packed, and what comes out answers."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from builder.build_output import BuildOutput
-from builder.docker_builder import DockerBuilder
-from builder.engine_api import EngineApi, tar_of
-from contracts.events import DeploymentRequested
+from builder.engine_api import EngineApi
 from contracts.workload import BuildFailed, BuildSettings, BuildSucceeded, RuntimePreset
 
+from tests.builder.cnb_images import CnbImages, cnb_images
 from tests.builder.gateway import Gateway
 from tests.harness import eventually
 from tests.ports.git_server import GitServer, git_server
-from tests.ports.image_builders import URL, clear, context, docker_builder
+from tests.ports.image_builders import URL, clear, docker_builder
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "bldpack"
@@ -31,7 +28,6 @@ STACK = RuntimePreset(
     image="berth/buildpack:22",
     build_image="berth/buildpack:22-build",
 )
-BUILDER, RUN_IMAGE = "bldpack/builder:1", "bldpack/run:1"
 
 
 def folder(path: Path) -> dict[str, str]:
@@ -51,7 +47,7 @@ class Packs:
     gateway: Gateway
     server: GitServer
     api: EngineApi
-    requests: list[DeploymentRequested] = field(default_factory=list)
+    images: CnbImages
 
     def url(self, name: str) -> str:
         return f"{self.server.url}/{name}.git"
@@ -107,29 +103,14 @@ class Packs:
             await self.api.call("DELETE", f"/containers/{made['Id']}", {"force": True})
 
 
-async def make_image(api: EngineApi, name: str, stage: str, labels: Mapping[str, str]) -> None:
-    files = folder(ROOT / "tests" / "builder" / "cnb_builder")
-    query = {"t": name, "target": stage, "labels": dict(labels), "rm": True}
-    output = BuildOutput()
-    async with api.stream("POST", "/build", query, tar_of(context(files))) as chunks:
-        async for chunk in chunks:
-            list(output.feed(chunk))
-    assert output.error is None, output.error
-
-
 @pytest.fixture(scope="module")
-async def real() -> AsyncIterator[DockerBuilder]:
-    """Only to make what is needed and to clear up: the service has its own."""
+async def real(further_images: None) -> AsyncIterator[CnbImages]:
+    """Only to make what is needed and to clear up: the service has a builder of its own."""
     builder, api = docker_builder(PREFIX), EngineApi(URL)
     await clear(builder, api)
-    await make_image(api, RUN_IMAGE, "run", {})
-    spoken = {"platform": {"deprecated": [], "supported": ["0.11", "0.12", "0.13"]}}
-    metadata = {"stack": {"runImage": {"image": RUN_IMAGE}}, "lifecycle": {"apis": spoken}}
-    await make_image(api, BUILDER, "builder", {"io.buildpacks.builder.metadata": json.dumps(metadata)})
-    yield builder
-    await clear(builder, api)
-    for image in (BUILDER, RUN_IMAGE):
-        await api.call("DELETE", f"/images/{image}")
+    async with cnb_images(PREFIX) as images:
+        yield images
+        await clear(builder, api)
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +127,11 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GitS
 
 
 @pytest.fixture
-async def packs(gateway: Gateway, real: DockerBuilder, server: GitServer) -> AsyncIterator[Packs]:
+async def packs(gateway: Gateway, real: CnbImages, server: GitServer) -> AsyncIterator[Packs]:
     await gateway.builder(
         None, prefix=PREFIX, engine=URL, allow_private_git=True, lease_seconds=20, concurrency=2
     )
-    yield Packs(gateway, server, EngineApi(URL))
+    yield Packs(gateway, server, EngineApi(URL), real)
     await gateway.harness.stop("builder")
 
 
@@ -224,7 +205,7 @@ async def test_an_app_made_by_a_builder_image_answers(packs: Packs) -> None:
         "server.pl": (EXAMPLE / "buildpack" / "server.pl").read_text(),
         "Procfile": "extra: sleep 9\n",
     }
-    built, lines = await packs.build(files, BuildSettings(builder=BUILDER), **app)
+    built, lines = await packs.build(files, BuildSettings(builder=packs.images.builder), **app)
     assert isinstance(built, BuildSucceeded), (built, lines)
     assert built.recipe == "cnb"
     assert built.processes == {
@@ -232,24 +213,24 @@ async def test_an_app_made_by_a_builder_image_answers(packs: Packs) -> None:
         "worker": "/cnb/process/worker",
         "extra": "/cnb/lifecycle/launcher 'sleep 9'",
     }
-    assert f"The builder speaks platform API 0.13 and runs apps on {RUN_IMAGE}" in lines
+    assert f"The builder speaks platform API 0.13 and runs apps on {packs.images.run}" in lines
     assert [line for line in lines if line.startswith("===>")][-1] == "===> EXPORTING"
     greeting = f"Hello from a buildpack, by a lifecycle, as {UID} in /home"
     assert await packs.answer(built) == greeting
     assert await packs.answer(built.model_copy(update={"processes": {}})) == greeting
 
     found = await packs.api.call("GET", f"/images/{built.image}/json")
-    run = await packs.api.call("GET", f"/images/{RUN_IMAGE}/json")
+    run = await packs.api.call("GET", f"/images/{packs.images.run}/json")
     assert found["RootFS"]["Layers"][: len(run["RootFS"]["Layers"])] == run["RootFS"]["Layers"]
     assert "berth.build" not in found["Config"]["Labels"]
 
-    _, lines = await packs.build(files, BuildSettings(builder=BUILDER), **app)
+    _, lines = await packs.build(files, BuildSettings(builder=packs.images.builder), **app)
     assert "Build 2 with this cache" in lines
 
 
 async def test_a_builder_offered_as_a_runtime(packs: Packs) -> None:
     offered = RuntimePreset(
-        name="example", type="cnb", version="1", image=BUILDER, start_command="exec sleep 9"
+        name="example", type="cnb", version="1", image=packs.images.builder, start_command="exec sleep 9"
     )
     files = {"greeting.txt": "Hi\n"}
     built, _ = await packs.build(files, BuildSettings(runtime="example"), runtimes=(offered,))
@@ -266,11 +247,10 @@ async def test_builders_that_fail(packs: Packs) -> None:
         assert failed.exit_code == code
         assert code is None or failed.hint
 
+    known = packs.images.builder
     await asyncio.gather(
-        fails(
-            BUILDER, {"main.c": ""}, 20, "none of the builder's buildpacks recognizes the app (exit code 20)"
-        ),
-        fails(BUILDER, {"greeting.txt": "fail"}, 51, "a buildpack failed to build the app (exit code 51)"),
+        fails(known, {"main.c": ""}, 20, "of the builder's buildpacks recognizes the app (exit code 20)"),
+        fails(known, {"greeting.txt": "fail"}, 51, "a buildpack failed to build the app (exit code 51)"),
         fails("berth/base:bookworm", APP, None, "cannot be used as a builder"),
         fails("127.0.0.1:5000/builder:1", APP, None, "private address"),
         fails("sha256:0123456789", APP, None, "is not a valid name"),

@@ -1,7 +1,7 @@
 """Every example through the public door: found out, explained, built without root's help, answering."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,11 @@ import docker
 import httpx
 import pytest
 
-from tests.customer import Customer, folder
+from tests.builder.cnb_images import cnb_images
+from tests.customer import Customer, archive, folder
+from tests.harness import eventually
 from tests.platform import ADMIN, Platform, platform
+from tests.ports.git_server import GitServer, git_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
@@ -42,9 +45,25 @@ CASES: dict[str, tuple[str | None, str, str, str]] = {
 
 
 @pytest.fixture(scope="module")
-async def here(tmp_path_factory: pytest.TempPathFactory, further_images: None) -> AsyncIterator[Platform]:
+def repositories(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
+    """Where a buildpack comes from."""
+    client = docker.from_env()
+    address = client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    client.close()
+    with git_server(tmp_path_factory.mktemp("repositories"), address) as server:
+        server.repository("greeting", texts(EXAMPLES / "hello-buildpack" / "buildpack"))
+        yield server
+
+
+@pytest.fixture(scope="module")
+async def here(
+    tmp_path_factory: pytest.TempPathFactory, further_images: None, repositories: GitServer
+) -> AsyncIterator[Platform]:
     bundle = next((path for path in BUNDLES if path.exists()), None)
     settings = {} if bundle is None else {"BUILDER_CA_BUNDLE": str(bundle)}
+    # Only what an app's own source names: the API takes no address without TLS.
+    settings["BUILDER_ALLOW_PRIVATE_GIT"] = "true"
+    settings["NODE_AGENT_ALLOWED_HOST_PORTS"] = f"[{httpx.URL(repositories.url).port}]"
     folder = tmp_path_factory.mktemp("examples")
     async with platform(folder, "examples", NODE_AGENT_CPU_MILLIS="16000", **settings) as opened:
         yield opened
@@ -57,6 +76,11 @@ async def customer(here: Platform) -> AsyncIterator[Customer]:
         await found.register("examples@example.org")
         path = f"/api/admin/organizations/{found.organization}/credits"
         await administrator.call("POST", path, json={"amount": "100"})
+
+        async def funded() -> bool:
+            return bool((await found.call("GET", "/api/paas/wallet"))["balance"]["micros"])
+
+        await eventually(funded, what="the credit")
         yield found
 
 
@@ -73,7 +97,11 @@ async def deployed(customer: Customer) -> AsyncIterator[dict[str, "asyncio.Task[
 async def deploy(customer: Customer, name: str) -> dict[str, Any]:
     example, _, _ = name.partition("/")
     app = await customer.create(name.replace("/", "-"), build={"folder": CASES[name][0]})
-    ended = await customer.ended(await customer.deploy(app, folder(EXAMPLES / example)))
+    return await ended_with_log(customer, app, folder(EXAMPLES / example))
+
+
+async def ended_with_log(customer: Customer, app: str, source: bytes) -> dict[str, Any]:
+    ended = await customer.ended(await customer.deploy(app, source))
     page = await customer.call("GET", f"/api/paas/deployments/{ended['id']}/log?limit=1000")
     return {**ended, "lines": [line["text"] for line in page["lines"]]}
 
@@ -113,3 +141,42 @@ async def test_it_is_found_out_and_answers(
         assert not any("ca.pem" in layer["CreatedBy"] for layer in image.history())
     finally:
         client.close()
+
+
+def texts(path: Path) -> dict[str, str]:
+    return {str(p.relative_to(path)): p.read_text() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.mark.promise("U10", "U11")
+async def test_an_app_is_made_by_the_buildpacks_it_lists(customer: Customer, repositories: GitServer) -> None:
+    listed = f"{repositories.url}/greeting#main\n"
+    files = texts(EXAMPLES / "hello-buildpack" / "app") | {".buildpacks": listed}
+    app = await customer.create("hello-buildpack")
+    variable = {"value": "a variable", "scope": "build"}
+    await customer.call("PATCH", f"/api/paas/apps/{app}/variables", json={"GREETED_BY": variable})
+    ended = await ended_with_log(customer, app, archive(files))
+    assert (ended["status"], ended["recipe"]) == ("running", "buildpacks"), ended["lines"][-30:]
+    assert "-----> Greeting app detected" in ended["lines"]
+    view = await customer.status(app, "running")
+    hostname = httpx.URL(view["url"]).host
+    await customer.answers(hostname, "Hello from a buildpack, by a variable, as 1")
+    visited = await customer.visit(hostname)
+    assert (visited.status_code, visited.text.strip().endswith("in /app")) == (200, True)
+
+
+@pytest.mark.promise("U11", "P9")
+async def test_an_app_is_made_by_a_builder_image(customer: Customer) -> None:
+    example = EXAMPLES / "hello-buildpack"
+    files = texts(example / "app") | {"server.pl": (example / "buildpack" / "server.pl").read_text()}
+    async with cnb_images("examples-cnb") as images:
+        app = await customer.create("hello-cnb", build={"builder": images.builder})
+        ended = await ended_with_log(customer, app, archive(files))
+        assert (ended["status"], ended["recipe"]) == ("running", "cnb"), ended["lines"][-30:]
+        detail = await customer.call("GET", f"/api/paas/apps/{app}")
+        assert {name: process["command"] for name, process in detail["processes"].items()} == {
+            "web": "/cnb/process/web",
+            "worker": "/cnb/process/worker",
+        }
+        hostname = httpx.URL(detail["url"]).host
+        await customer.answers(hostname, "Hello from a buildpack, by a lifecycle, as 1")
+        assert (await customer.visit(hostname)).status_code == 200
