@@ -27,7 +27,7 @@ CONNECTIONS = 8
 REPLICAS = 2
 NAIVE_SWITCHES = 3
 IMAGE = "berth/python:3.11"
-HEALTH = {"kind": "http", "path": "/", "interval_seconds": 1, "timeout_seconds": 2, "start_seconds": 4}
+HEALTH = {"kind": "http", "path": "/", "interval_seconds": 1, "timeout_seconds": 2, "start_seconds": 20}
 
 
 def release(number: int) -> bytes:
@@ -46,7 +46,8 @@ async def rolling(customer: Customer, port: int) -> tuple[Load, list[str]]:
         for number in range(1, RELEASES + 1):
             ended = await customer.ended(await customer.deploy(app, release(number)))
             outcomes.append(ended["status"])
-            sys.stderr.write(f"release {number}: {ended['status']}, {load.total} requests\n")
+            how = f"{ended['status']} ({ended['reason']})"
+            sys.stderr.write(f"release {number}: {how}, {load.total} requests, {load.failed} failed\n")
         while load.total < REQUESTS:
             await load.more(1_000)
     return load, outcomes

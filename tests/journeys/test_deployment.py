@@ -1,7 +1,9 @@
 """One app through the whole platform on the real engine, as a customer and a visitor see it."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import httpx
@@ -234,3 +236,37 @@ async def test_bad_input_is_told_what_to_do_and_leaves_nothing(customer: Custome
         await customer.deploy(app)
     assert 400 <= empty.value.status < 500
     assert (await customer.call("GET", f"/api/paas/apps/{app}/deployments"))["deployments"] == []
+
+
+async def test_a_release_phase_and_a_command_run_in_containers_of_their_own(
+    here: Platform, customer: Customer
+) -> None:
+    app, _ = await customer.live("orchard", hello("first"))
+    server = "import http.server; http.server.HTTPServer(('', 8080), http.server.SimpleHTTPRequestHandler)"
+    files = {
+        "Dockerfile": "FROM berth/python:3.11\nCOPY app.py /app.py\n",
+        "app.py": f"{server}.serve_forever()\n",
+        "Procfile": "web: python3 /app.py\nworker: sleep 1000\nrelease: echo migrated by $(id -u) as $DYNO\n",
+    }
+    ended = await customer.ended(await customer.deploy(app, archive(files)))
+    assert ended["status"] == "running", ended
+    assert ended["notes"] == ["the process worker is new and has no instance yet; POST …/scale gives it some"]
+    page = await customer.call("GET", f"/api/paas/deployments/{ended['id']}/log")
+    [migrated] = [line["text"] for line in page["lines"] if line["step"] == "release"]
+    assert re.fullmatch(r"migrated by [1-9]\d{5,} as release\.1", migrated)
+    files["Procfile"] = files["Procfile"].replace("$DYNO", "$DYNO; exit 3")
+    broken = await customer.ended(await customer.deploy(app, archive(files)))
+    assert (broken["status"], broken["failed_step"], broken["exit_code"]) == ("failed", "release", 3)
+    assert (await customer.call("GET", f"/api/paas/apps/{app}"))["deployment"] == ended["id"]
+    # A command sees the app's files, and costs what an instance costs.
+    job = await customer.call("POST", f"/api/paas/apps/{app}/run", json={"command": "ls /; no-such-command"})
+
+    async def over() -> Any:
+        found = await customer.call("GET", f"/api/paas/jobs/{job['id']}")
+        return found if found["finished_at"] else None
+
+    found = await eventually(over, seconds=20, what="the end of the command")
+    assert (found["status"], found["reason"]) == ("failed", "exit code 127: command not found")
+    lines = (await customer.call("GET", f"/api/paas/jobs/{job['id']}/log"))["lines"]
+    assert "app.py" in [line["text"] for line in lines]
+    assert not [c for c in here.containers() if "berth.job" in c.labels]

@@ -16,8 +16,9 @@ from node_agent.tenure import Tenure, Tenures
 
 log = structlog.get_logger("node-agent.departures")
 
-# The proxy may still send a request it had begun to route when the switch was confirmed.
-_SHORTEST_DRAIN = 0.25
+# The proxy may still send a request it had begun to route when the switch was confirmed; on a machine that is
+# short of CPU it takes its time.
+_SHORTEST_DRAIN = 1.0
 _LOOK_EVERY = 0.1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _CONNECTIONS = Path("/proc/net/tcp")
