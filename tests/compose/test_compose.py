@@ -109,13 +109,14 @@ async def test_a_container_is_told_nothing_that_is_anothers(platform: Stack) -> 
         service: {f"BERTH_DATABASE_PASSWORD_{service.upper()}", f"BERTH_NATS_PASSWORD_{service.upper()}"}
         for service in ("gateway", "builder", "scheduler", "domains", "billing")
     }
+    own["builder"] |= {"BERTH_REGISTRY_PASSWORD_BUILDER"}
     own["gateway"] |= {"BERTH_GATEWAY_TOKEN_SECRET", "GATEWAY_ADMIN_PASSWORD"}
     assert told == own | {
         "postgres": {"BERTH_POSTGRES_PASSWORD"},
         "nats": {name for name in secrets if name.startswith("BERTH_NATS_PASSWORD_")},
         "registry": {"BERTH_REGISTRY_SECRET"},
         "migrate": {"BERTH_SECRET", "BERTH_POSTGRES_PASSWORD"},
-        "node-agent": {"BERTH_NATS_PASSWORD_NODE"},
+        "node-agent": {"BERTH_NATS_PASSWORD_NODE", "BERTH_REGISTRY_PASSWORD_NODE"},
         "ingress": set(),
         "door": set(),
     }
@@ -136,6 +137,35 @@ async def test_the_way_of_a_deployment(platform: Stack) -> None:
         await customer.call("DELETE", f"/api/paas/apps/{app}")
         listed = await customer.call("GET", "/api/paas/apps")
         assert listed["apps"] == []
+
+
+@pytest.mark.promise("P9")
+async def test_the_registry_keeps_images_for_those_who_run_them(platform: Stack) -> None:
+    """Builders write, a node reads, nobody else is let in; an organization has a repository for each app."""
+    async with customer_of(platform, "keeper") as customer:
+        app, _ = await customer.live("kept", folder(HELLO))
+        deployments = (await customer.call("GET", f"/api/paas/apps/{app}/deployments"))["deployments"]
+        kept, image = deployments[0], deployments[0]["image"]
+        registry = f"https://127.0.0.1:{platform.env['BERTH_REGISTRY_PORT']}"
+        repository = f"{customer.organization}/{app}"
+        assert image.startswith(f"{registry.removeprefix('https://')}/{repository}@sha256:")
+        manifest = f"{registry}/v2/{repository}/manifests/{kept['id']}"
+        headers = {"Accept": "application/vnd.docker.distribution.manifest.v2+json"}
+        node = ("node", platform.env["BERTH_REGISTRY_PASSWORD_NODE"])
+        builder = ("builder", platform.env["BERTH_REGISTRY_PASSWORD_BUILDER"])
+        async with httpx.AsyncClient(headers=headers, verify=False) as client:  # noqa: S501
+            for nobody in (None, ("node", "guessed"), ("builder", node[1])):
+                assert (await client.get(manifest, auth=nobody)).status_code == 401
+            found = await client.get(manifest, auth=node)
+            assert found.status_code == 200
+            assert image.endswith(found.headers["Docker-Content-Digest"])
+            uploads = f"{registry}/v2/{repository}/blobs/uploads/"
+            assert (await client.post(uploads, auth=node)).status_code == 401
+            assert (await client.put(manifest, auth=node, content=found.content)).status_code == 401
+            by_digest = manifest.replace(kept["id"], found.headers["Docker-Content-Digest"])
+            assert (await client.delete(by_digest, auth=node)).status_code == 401
+            assert (await client.post(uploads, auth=builder)).status_code == 202
+        await customer.call("DELETE", f"/api/paas/apps/{app}")
 
 
 @pytest.mark.promise("D2")

@@ -6,6 +6,8 @@ changes nothing. What the operator wrote into `.env` or `settings.env` stays.
 """
 
 import argparse
+import base64
+import hashlib
 import os
 import re
 import sys
@@ -70,6 +72,8 @@ def derived(master: str, node: str) -> dict[str, str]:
         "BERTH_NODE_SEAL_KEY": derive(derive(master, "seal"), f"node/{node}"),
         variable("BERTH_NATS", "node"): derive(master, f"nats/{node_name(node)}"),
     }
+    for user in ("builder", "node"):
+        keys[variable("BERTH_REGISTRY", user)] = derive(master, f"registry/{user}")
     for service in SERVICES:
         keys[variable("BERTH_DATABASE", service)] = derive(master, f"database/{service}")
         keys[variable("BERTH_NATS", service)] = derive(master, f"nats/{service}")
@@ -84,6 +88,15 @@ def nats_conf(node: str, issuer: str) -> str:
 
     # A variable in quotes would be the password itself.
     return _SERVERS + re.sub(r'"(\$\w+)"', r"\1", nats_config(named, nodes=[node], issuer=issuer))
+
+
+def registry_users(keys: Mapping[str, str], *users: str) -> str:
+    """As the door reads them. The passwords are 256 random bits: their hash need not be a slow one."""
+    lines = []
+    for user in users:
+        digest = hashlib.sha1(keys[variable("BERTH_REGISTRY", user)].encode()).digest()  # noqa: S324
+        lines.append(f"{user}:{{SHA}}{base64.b64encode(digest).decode()}\n")
+    return "".join(lines)
 
 
 def parse(text: str) -> dict[str, str]:
@@ -104,7 +117,7 @@ def merge(text: str, values: Mapping[str, str]) -> str:
 
 
 def write(state: Path, chosen: Mapping[str, str], found: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Brings the three files up to date; what `.env` says now. What it said before counts more than what was
+    """Brings the files up to date; what `.env` says now. What it said before counts more than what was
     `found` on this machine, and less than what the operator has `chosen`."""
     state.mkdir(parents=True, exist_ok=True)
     env, settings = state / ".env", state / "settings.env"
@@ -133,8 +146,11 @@ def write(state: Path, chosen: Mapping[str, str], found: Mapping[str, str] | Non
     if not settings.exists():
         write_if_new(settings, _SETTINGS)
     write_if_new(state / "nats.conf", nats_conf(node, Issuer(known["BERTH_NATS_ISSUER"]).public))
-    # Read by the server's own user; there is no secret in it.
-    (state / "nats.conf").chmod(0o644)
+    write_if_new(state / "registry-readers", registry_users(known, "builder", "node"))
+    write_if_new(state / "registry-writers", registry_users(known, "builder"))
+    # Read by the servers' own users; there is no secret in them.
+    for name in ("nats.conf", "registry-readers", "registry-writers"):
+        (state / name).chmod(0o644)
     return known
 
 
