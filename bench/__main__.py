@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-FIGURES = ("deploy", "build", "log", "rolling", "footprint", "events", "api")
+FIGURES = ("deploy", "build", "log", "rolling", "footprint", "events", "api", "placement", "heartbeats")
 
 
 def main() -> int:
