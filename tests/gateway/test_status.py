@@ -140,6 +140,27 @@ BAD = Rollout(at=NOW, ok=False, running=1, reason="exit 1")
             Verdict("pending"),
             id="room was found",
         ),
+        pytest.param(
+            Placement(at=NOW, nodes=("n2",), lost=("n1",)),
+            None,
+            {"n1": OK},
+            Verdict("pending", "n1 went offline; what ran there starts on n2", 0, lost=True),
+            id="its node went offline",
+        ),
+        pytest.param(
+            Placement(at=NOW, nodes=("n2",), lost=("n1",)),
+            None,
+            {"n1": OK, "n2": OK},
+            Verdict("up", None, 1),
+            id="up elsewhere",
+        ),
+        pytest.param(
+            TWO,
+            FULL.model_copy(update={"lost": ("n1",)}),
+            {"n1": OK, "n2": OK},
+            Verdict("blocked", WORDS, 1, lost=True),
+            id="a part of it is lost and has nowhere to go",
+        ),
     ],
 )
 def test_verdict(

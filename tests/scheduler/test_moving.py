@@ -68,7 +68,7 @@ async def test_what_has_lost_its_node_runs_elsewhere_and_the_node_is_told_so_whe
     await silence(scheduler, "n1", others=("n2",))
     await scheduler.told("n2", app, slots=2)
     event = await scheduler.harness.event(PlacementDecided, lambda e: e.nodes == ("n2",))
-    assert (event.workload, event.generation) == (app.id, app.generation)
+    assert (event.workload, event.generation, event.lost) == (app.id, app.generation, ("n1",))
     # What its agent reads first when it is back: nothing of this is its own any more.
     after = await scheduler.told("n1", app, slots=0)
     assert after.revision > before.revision
@@ -94,13 +94,10 @@ async def test_what_finds_no_room_waits_says_so_and_goes_on_when_its_node_is_bac
     await silence(scheduler, "n1", others=("n2",))
     event = await scheduler.harness.event(PlacementBlocked)
     assert event.reasons == {"n1": "offline", "n2": "memory short by 28 MB"}
+    assert event.lost == ("n1",)
     await alive(scheduler, "n1", app)
-
-    async def settled() -> bool:
-        rows = await scheduler.runtime.store.read("select blocked is null from workload")
-        return bool(rows[0][0])
-
-    await eventually(settled, what="a workload that is where it was")
+    again = await scheduler.harness.event(PlacementDecided, lambda e: e.at > event.at)
+    assert (again.nodes, again.lost) == (("n1",), ())
     assert await scheduler.desired("n1", app.id) == before
 
 

@@ -146,6 +146,8 @@ class PlacementDecided(Event):
     generation: int
     deployment: DeploymentId | None
     nodes: tuple[NodeName, ...]
+    # Nodes that cannot be heard, of which it takes over what ran there.
+    lost: tuple[NodeName, ...] = ()
 
 
 class PlacementBlocked(Event):
@@ -156,6 +158,8 @@ class PlacementBlocked(Event):
     deployment: DeploymentId | None
     # node -> why it cannot take the workload, in words ("memory short by 256 MB")
     reasons: dict[str, str]
+    # Nodes it is on that cannot be heard.
+    lost: tuple[NodeName, ...] = ()
 
 
 # --- a node at work --------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ async def placement_decided(event: PlacementDecided, tx: Tx) -> None:
     row = await _at_generation(tx, event.workload, event.generation)
     if row is None or _newer(row.placement, event.at):
         return
-    row.placement = Placement(at=event.at, nodes=event.nodes).model_dump(mode="json")
+    row.placement = Placement(at=event.at, nodes=event.nodes, lost=event.lost).model_dump(mode="json")
     await _weigh(tx, row)
 
 
@@ -178,7 +178,7 @@ async def placement_blocked(event: PlacementBlocked, tx: Tx) -> None:
     row = await _at_generation(tx, event.workload, event.generation)
     if row is None or _newer(row.blockage, event.at):
         return
-    row.blockage = Blockage(at=event.at, reasons=event.reasons).model_dump(mode="json")
+    row.blockage = Blockage(at=event.at, reasons=event.reasons, lost=event.lost).model_dump(mode="json")
     await _weigh(tx, row)
 
 
@@ -196,6 +196,8 @@ async def _weigh(tx: Tx, row: WorkloadRow, log_tail: tuple[str, ...] = ()) -> No
     deployment = await tx.get(DeploymentRow, row.deployment, lock=True) if row.deployment else None
     if row.state != "running" or deployment is None:
         return
+    if verdict.lost:
+        row.live = verdict.running > 0
     match verdict.kind:
         case "up":
             row.live, row.good_release = True, row.release

@@ -19,11 +19,22 @@ SETTLED: tuple[DeploymentStatus, ...] = ("running", "failed", "superseded", "can
 class Placement(Model):
     at: Moment
     nodes: tuple[str, ...]
+    # Nodes that went offline, whose work these take over.
+    lost: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str | None:
+        if not self.lost:
+            return None
+        gone = " and ".join(self.lost)
+        return f"{gone} went offline; what ran there starts on {' and '.join(self.nodes)}"
 
 
 class Blockage(Model):
     at: Moment
     reasons: dict[str, str]
+    # Nodes it is on that went offline.
+    lost: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -47,6 +58,8 @@ class Verdict:
     kind: Literal["pending", "blocked", "up", "broken"]
     reason: str | None = None
     running: int = 0
+    # Part of what ran is on a node that went offline: `running` counts what is left.
+    lost: bool = False
 
 
 def verdict(
@@ -61,12 +74,16 @@ def verdict(
         return Verdict("broken", f"{broken[0]}: {reason}", sum(r.running for r in heard.values()))
     short = blockage is not None and (placement is None or blockage.at > placement.at)
     words = blockage.words if short and blockage is not None else None
+    lost = (blockage.lost if short and blockage is not None else ()) or (placement.lost if placement else ())
+    heard = {n: r for n, r in heard.items() if n not in lost}
     running = sum(r.running for r in heard.values())
     # An app all of whose processes have no instance is placed on no node, and that is all there is to it.
     everywhere = placement is not None and len(set(placement.nodes)) == len(heard)
     if everywhere or (placement is None and short and running > 0):
         return Verdict("up", words, running)
-    return Verdict("blocked", words) if short else Verdict("pending")
+    if short:
+        return Verdict("blocked", words, running if lost else 0, bool(lost))
+    return Verdict("pending", placement.words, running, True) if placement and lost else Verdict("pending")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from runtime.store import PLATFORM, Tx
 
 from scheduler.fleet import NOTHING, Fleet, Room
 from scheduler.plan import Plan, make_plan, recheck
-from scheduler.reconcile import Demand, Placed
+from scheduler.reconcile import OFFLINE, Demand, Placed
 from scheduler.roster import Roster
 
 BATCH = 1000
@@ -271,14 +271,19 @@ class Placing:
         )
         await connection.execute(_SETTLE, settled, prepare=True)
         for due, plan in decided:
-            self._tell(tx, due, plan)
+            self._tell(tx, due, plan, fleet)
         slots = sum(len(plan.puts) for _, plan in decided)
         self._runtime.log.info("placed", workloads=len(decided), slots=slots)
         if told:
             tx.after_commit(self._project)
 
-    def _tell(self, tx: Tx, due: Due, plan: Plan) -> None:
+    def _tell(self, tx: Tx, due: Due, plan: Plan, fleet: Fleet) -> None:
         spec, log = due.spec, self._runtime.log
+
+        def heard(name: str) -> bool:
+            node = fleet.node(name)
+            return node is not None and node.online
+
         new = due.told_generation < due.generation
         for removal in (*plan.removals, *plan.relieved):
             log.info(
@@ -294,6 +299,7 @@ class Placing:
                         generation=due.generation,
                         deployment=spec.deployment,
                         reasons=dict(plan.blocked),
+                        lost=tuple(sorted(name for name in set(plan.slots.values()) if not heard(name))),
                     )
                 )
         elif spec.wants_instances and (new or due.blocked is not None or plan.puts or plan.removals):
@@ -305,6 +311,7 @@ class Placing:
                     generation=due.generation,
                     deployment=spec.deployment,
                     nodes=nodes,
+                    lost=tuple(sorted({r.node for r in plan.removals if r.because == OFFLINE})),
                 )
             )
 

@@ -14,6 +14,8 @@ from scheduler.fleet import ANY, Fleet, Needs, Room
 # A slot as a key that sorts: process and index.
 SlotKey: TypeAlias = tuple[str, int]
 
+OFFLINE = "the node is offline"
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -129,7 +131,7 @@ def reconcile(demand: Demand, placed: Sequence[Placed], fleet: Fleet) -> Differe
         elif demand.bound not in (None, here.node):
             move.append(Removal(here.slot, here.node, f"the volumes are on {demand.bound}"))
         elif not node.online and demand.bound is None:
-            lost.append(Removal(here.slot, here.node, "the node is offline"))
+            lost.append(Removal(here.slot, here.node, OFFLINE))
         elif node.online and node.draining and demand.bound is None:
             drain.append(Removal(here.slot, here.node, "the node is being drained"))
         else:
