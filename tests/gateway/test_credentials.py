@@ -214,6 +214,7 @@ async def test_a_log_in_for_a_registry(here: World, customer: Customer) -> None:
     assert TOKEN not in await everything(here, "credential")
 
 
+@pytest.mark.promise("R2.4")
 async def test_images_from_elsewhere_can_be_switched_off(here: World, customer: Customer) -> None:
     admin = await here.administrator()
     path = "/api/admin/paas/custom-images"

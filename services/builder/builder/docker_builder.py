@@ -6,9 +6,7 @@ firewall covers. Used by the builds' loops; several builders may share one engin
 """
 
 import asyncio
-import base64
 import contextlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -19,7 +17,7 @@ from urllib.parse import quote
 import structlog
 from contracts.credentials import RegistryLogin
 from contracts.errors import ProviderFailed, Unavailable
-from contracts.image_reference import HUB, ImageReference
+from contracts.image_reference import ImageReference
 from runtime.clock import Clock
 
 from builder import marking
@@ -43,18 +41,15 @@ from builder.image_builder import (
     StepFailed,
     Workshop,
 )
-from builder.registry import Registries
+from builder.registry import OWN, Registries, is_an_apps
 
 log = structlog.get_logger("builder.engine")
 
 MIB = 1024 * 1024
 _PERIOD = 100_000
-# Images of the platform itself, made on the engine and never pulled.
-OWN = "berth/"
 PREFIX, BUILD = "berth.prefix", "berth.build"
 # An app's image is known by its name alone: for a label the engine makes a step of its own, 70 ms.
 _APPS_IMAGE = re.compile(r"^(?P<place>.+)/(?P<workload>app_[0-9a-z]{26}):(?P<deployment>dep_[0-9a-z]{26})$")
-_APPS_NAME = re.compile(r"(^|/)app_[0-9a-z]{26}([:@]|$)")
 # A container of a build that no builder knows any more is not swept before it has had time to end by itself.
 _ABANDONED = timedelta(minutes=10)
 # How long a build waits for an image the platform is still making, and how often it looks.
@@ -87,8 +82,9 @@ class DockerBuilder:
         self._clock = clock
         self._prefix = prefix
         self._registry = registry
-        self._login = registry_login
-        self._registries = Registries(api, allow_private_registry)
+        user, password = registry_login
+        self._login = RegistryLogin(host=registry or "", user=user, password=password) if user else None
+        self._registries = Registries(api, registry, allow_private_registry)
         self._longest = timedelta(seconds=build_seconds)
         self._layers: set[str] = set()
         self._engine: str | None = None
@@ -116,10 +112,6 @@ class DockerBuilder:
     async def pull(
         self, order: Order, reference: ImageReference, login: RegistryLogin | None, say: Say
     ) -> BuiltImage:
-        name = str(reference).removeprefix(f"{HUB}/")
-        ours = self._registry is not None and name.startswith(f"{self._registry}/")
-        if ours or name.startswith(OWN) or _is_an_apps(name):
-            raise StepFailed("source", f"the image {reference} is the platform's own")
         own = (f"{self._prefix}/{order.workload}", order.deployment)
         return await self._registries.pull(reference, login, own, say, largest=order.disk_mb * MIB)
 
@@ -251,7 +243,7 @@ class DockerBuilder:
                 found = await self._image(base)
         except Refused as error:
             raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
-        if _is_an_apps(base):
+        if is_an_apps(base):
             raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
         triggered = (found or {}).get("Config", {}).get("OnBuild") or ()
         inherited = triggers(triggered)
@@ -288,22 +280,7 @@ class DockerBuilder:
         if self._registry is None:
             return PublishedImage(image.id, image.id)
         repository = f"{self._registry}/{order.organization}/{order.workload}"
-        tag = order.deployment
-        await self._api.call("POST", f"/images/{image.id}/tag", {"repo": repository, "tag": tag})
-        await say("platform", f"Pushing {repository}:{tag}")
-        output, digest = BuildOutput(), None
-        user, password = self._login
-        # Without a log-in the engine asks for the header all the same.
-        said = {"username": user, "password": password, "serveraddress": self._registry} if user else {}
-        login = [("X-Registry-Auth", base64.urlsafe_b64encode(json.dumps(said).encode()).decode())]
-        path = f"/images/{repository}/push"
-        async with self._api.stream("POST", path, {"tag": tag}, headers=login) as chunks:
-            async for chunk in chunks:
-                for _ in output.feed(chunk):
-                    continue
-                digest = output.digest or digest
-        if output.error is not None or digest is None:
-            raise ProviderFailed(f"the image could not be pushed: {output.error or 'no digest came back'}")
+        digest = await self._registries.push(image, repository, order.deployment, self._login, say)
         return PublishedImage(f"{repository}@{digest}", digest)
 
     # --- the network -------------------------------------------------------------------------------
@@ -458,11 +435,6 @@ def _making(own: str) -> str:
     """The name there is while an image of the platform is being made."""
     name, _, tag = own.removeprefix(OWN).partition(":")
     return f"{OWN}making:{name}-{tag}"
-
-
-def _is_an_apps(name: str) -> bool:
-    """By its name alone: an image from elsewhere that an app is made of stays everybody's to build on."""
-    return _APPS_NAME.search(name) is not None
 
 
 def _failed(output: BuildOutput) -> Exception:

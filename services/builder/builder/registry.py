@@ -1,11 +1,12 @@
-"""Images that somebody else has built, taken from their registry by the engine.
+"""Images on their way from and to registries, by the engine.
 
-Invariant: what is taken is what the registry gives for this app's log-in now, by its digest. It gets the
-app's name on the engine and keeps no other: what one customer may read, another could build on by its name.
+Invariant: what an app is made of is what the registry gives for this app's log-in now, by its digest. It gets
+the app's name on the engine and keeps no other: what one customer may read, another could build on by name.
 """
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,16 @@ from builder.image_builder import BuiltImage, Say, StepFailed
 from builder.repository import resolve
 
 MIB = 1024 * 1024
+# Images of the platform itself, made on the engine and never pulled.
+OWN = "berth/"
+_APPS_NAME = re.compile(r"(^|/)app_[0-9a-z]{26}([:@]|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Registries:
     api: EngineApi
+    # The platform's; none: the engine is where images stay.
+    own: str | None
     allow_private: bool
 
     async def pull(
@@ -40,6 +46,9 @@ class Registries:
         largest: int,
     ) -> BuiltImage:
         """`name`: repository and tag it is to have here."""
+        known = str(reference).removeprefix(f"{HUB}/")
+        if known.startswith((OWN, f"{self.own or OWN}/")) or is_an_apps(known):
+            raise StepFailed("source", f"the image {reference} is the platform's own")
         await self._require_public(reference)
         if login is not None and login.host != reference.host:
             login = None
@@ -63,6 +72,23 @@ class Registries:
             raise _too_large(largest)
         ports = {int(port.partition("/")[0]) for port in found["Config"].get("ExposedPorts") or {}}
         return BuiltImage(found["Id"], found["Size"], tuple(sorted(ports)))
+
+    async def push(
+        self, image: BuiltImage, repository: str, tag: str, login: RegistryLogin | None, say: Say
+    ) -> str:
+        """The digest it has there."""
+        await self.api.call("POST", f"/images/{image.id}/tag", {"repo": repository, "tag": tag})
+        await say("platform", f"Pushing {repository}:{tag}")
+        output, digest = BuildOutput(), None
+        path, query = f"/images/{repository}/push", {"tag": tag}
+        async with self.api.stream("POST", path, query, headers=_header(login)) as chunks:
+            async for chunk in chunks:
+                for _ in output.feed(chunk):
+                    continue
+                digest = output.digest or digest
+        if output.error is not None or digest is None:
+            raise ProviderFailed(f"the image could not be pushed: {output.error or 'no digest came back'}")
+        return digest
 
     async def _require_public(self, reference: ImageReference) -> None:
         if reference.host == HUB or self.allow_private:
@@ -131,6 +157,11 @@ class Registries:
                 return None
             raise
         return found
+
+
+def is_an_apps(name: str) -> bool:
+    """By its name alone: an image from elsewhere that an app is made of stays everybody's to build on."""
+    return _APPS_NAME.search(name) is not None
 
 
 async def _messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
