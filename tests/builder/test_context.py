@@ -1,8 +1,10 @@
 import io
 import tarfile
 
+import pytest
 from builder import context
 from builder.context import Survey
+from builder.image_builder import StepFailed
 from builder.recipes.case import Recipe
 from contracts.archive import ArchiveLimits
 
@@ -13,8 +15,8 @@ WANTED = frozenset({"Dockerfile", "Procfile", ".dockerignore"})
 OWN = Recipe("dockerfile", (), "Dockerfile", (), {})
 
 
-def look(archive: bytes, *, unwrap: bool = True) -> Survey:
-    return context.survey(io.BytesIO(archive), LIMITS, WANTED, unwrap=unwrap)
+def look(archive: bytes, *, unwrap: bool = True, folder: str | None = None) -> Survey:
+    return context.survey(io.BytesIO(archive), LIMITS, WANTED, unwrap=unwrap, folder=folder)
 
 
 def written(archive: bytes, recipe: Recipe, limits: ArchiveLimits = LIMITS) -> dict[str, tarfile.TarInfo]:
@@ -40,6 +42,33 @@ def test_a_folder_beside_others_stays() -> None:
     assert look(packed({"app/Procfile": "x", "Procfile": "web: y"})).source.texts["Procfile"] == "web: y"
     assert look(packed({"Procfile": "x"})).root == ""
     assert look(packed({"app/Procfile": "x"}), unwrap=False).root == ""
+
+
+def test_the_app_is_one_folder_of_the_source() -> None:
+    files = {
+        "Procfile": "web: all",
+        "services/shop/Procfile": "web: shop",
+        "services/shop/app.py": "1",
+        "services/shopkeeper/app.py": "2",
+    }
+    for folder in ("services/shop", "services/shop/", "./services//shop"):
+        found = look(packed(files), folder=folder)
+        assert found.source.names == {"Procfile", "app.py"}
+        assert found.source.texts == {"Procfile": "web: shop"}
+    wrapped = packed({f"repository-main/{name}": text for name, text in files.items()})
+    assert look(wrapped, folder="services/shop").root == "repository-main/services/shop/"
+    del files["Procfile"]
+    assert look(packed(files), folder="services/shop").source.texts == {"Procfile": "web: shop"}
+
+    file, made = io.BytesIO(wrapped), io.BytesIO()
+    context.write(file, LIMITS, look(wrapped, folder="services/shop"), OWN, made)
+    with tarfile.open(fileobj=made) as opened:
+        assert set(opened.getnames()) == {"Procfile", "app.py"}
+    assert look(packed(files), folder=".").root == "services/"
+    for folder in ("services/other", "..", "../services", "/etc", "services/../.."):
+        with pytest.raises(StepFailed) as failed:
+            look(packed(files), folder=folder)
+        assert failed.value.step == "source"
 
 
 def test_a_text_too_large_is_not_read() -> None:

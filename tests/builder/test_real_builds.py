@@ -13,7 +13,7 @@ from builder.docker_builder import DockerBuilder
 from builder.engine_api import EngineApi
 from contracts.events import BuildFinished, DeploymentRequested
 from contracts.reports import BuildLog
-from contracts.workload import BuildFailed, BuildSucceeded
+from contracts.workload import BuildFailed, BuildSettings, BuildSucceeded
 
 from tests.builder.gateway import Gateway
 from tests.harness import eventually
@@ -168,6 +168,20 @@ async def test_a_python_app_answers_and_its_dependencies_stay_cached(
     found = await engine_api.call("GET", f"/images/{first.image}/json")
     assert found["Config"]["User"] == "1000:1000"
     assert not any("CERT" in variable or "CA_BUNDLE" in variable for variable in found["Config"]["Env"])
+
+
+async def test_a_stage_of_a_dockerfile_with_its_arguments(built: Built, engine_api: EngineApi) -> None:
+    text = (
+        "ARG VERSION\nFROM berth/python:${VERSION} AS base\nARG GREETING=none\nENV GREETING=$GREETING\n"
+        'FROM base AS web\nCOPY app.py /srv/\nCMD ["python3", "/srv/app.py"]\n'
+        "FROM base AS broken\nRUN false\n"
+    )
+    app = APP.format(imports="", greeting="{os.environ['GREETING']}")
+    arguments = {"VERSION": "3.11", "GREETING": "hello"}
+    settings = BuildSettings(folder="web", target="web", arguments=arguments)
+    files = {"web/Dockerfile": text, "web/app.py": app, "other/app.py": "raise SystemExit"}
+    result = await built.image(files, build=settings)
+    assert await answer(engine_api, result.image) == "hello from 123456"
 
 
 async def test_a_project_is_installed_with_its_scripts(built: Built, engine_api: EngineApi) -> None:

@@ -68,7 +68,7 @@ COPY ["source/pyproject.toml", "./"]
 RUN ["/bin/sh", "-c", "python3 /run/berth/dependencies.py > /run/berth/dependencies.txt"]
 RUN ["/bin/sh", "-c", "python3 -m pip --python /opt/venv/bin/python3 install --requirement /run/berth/dependencies.txt"]
 COPY source/ ./
-RUN ["/bin/sh", "-c", "mkdir -p /opt/project/bin && python3 -m pip --python /opt/venv/bin/python3 install --no-deps --target /opt/project ."]
+RUN ["/bin/sh", "-c", "mkdir -p /opt/project && python3 -m pip --python /opt/venv/bin/python3 install --no-deps --target /opt/project ."]
 ENV PATH=/opt/venv/bin:$PATH
 RUN ["/bin/sh", "-c", "python manage.py collectstatic"]
 
@@ -189,7 +189,7 @@ FAILURES = {
         source(readme_md=""),
         BuildSettings(),
         OFFERED,
-        "Dockerfile; requirements.txt, pyproject.toml",
+        "requirements.txt, pyproject.toml, Pipfile",
     ),
     "scripts without a Procfile": (source(tool_py=""), BuildSettings(), OFFERED, "*.py with a Procfile"),
     "no start": (

@@ -55,6 +55,9 @@ def survey(
             texts[entry.name] = entry.data.read().decode(errors="replace")
     root = f"{first}/{inside}" if wrapped and names else inside
     if inside and not any(name.startswith(root) for name in names):
+        # What was taken for a folder around everything is the first part of the app's own.
+        root = inside
+    if inside and not any(name.startswith(root) for name in names):
         raise StepFailed(
             "source",
             f"the source has no folder {folder!r}, which the app names as its own",

@@ -165,7 +165,7 @@ def _project(source: Source) -> list[str]:
     make = ""
     if "[build-system]" in source.text("pyproject.toml"):
         make = f" && {_PIP} --no-deps --target /opt/project ."
-    return [copy_source(), run(f"mkdir -p /opt/project/bin{make}")]
+    return [copy_source(), run(f"mkdir -p /opt/project{make}")]
 
 
 def _workspace(source: Source) -> bool:
