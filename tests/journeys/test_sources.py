@@ -135,7 +135,6 @@ async def test_a_private_repository_over_ssh(customer: Customer, server: SshServ
     await alive(customer, app, "a submodule from user 1")
 
 
-@pytest.mark.promise("C5")
 async def test_an_image_from_a_private_registry(customer: Customer) -> None:
     """Of root's, and started as nobody's."""
     client = docker.from_env()
