@@ -32,10 +32,12 @@ bench: ready ## Measure every figure against its baseline; NAME=deploy for one
 migrate: ready ## Bring the schemas of the running database up to date
 	@$(BERTH) with-settings migrate
 
-gen: ready ## Write again what is generated: .env.example, the golden events, the flow table
+gen: ready ## Write again what is generated: .env.example, the golden events, the flow table, a node's requirements
 	@$(BERTH) settings > .env.example
 	@.venv/bin/python -m tests.contracts.generate
 	@.venv/bin/python -m tests.flow
+	@.venv/bin/python -m berth_node.lock > deploy/node/berth_node/requirements.new \
+	&& mv deploy/node/berth_node/requirements.new deploy/node/berth_node/requirements.txt
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12

@@ -116,6 +116,7 @@ async def victim(here: World) -> dict[str, str]:
     return {
         "app": app,
         "job": job,
+        "node": "n1",
         "cron": "nightly",
         "deployment": spec.deployment,
         "organization": customer.organization,

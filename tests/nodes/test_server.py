@@ -177,6 +177,16 @@ def traces(machine: Server) -> dict[str, str]:
     }
 
 
+async def test_nobody_tries_tokens_for_long(estate: Estate) -> None:
+    async with estate.platform.customer() as guesser:
+        answers = [
+            await guesser.client.post("/api/nodes/join", json={"token": f"berth_{n}", "key": "k" * 40})
+            for n in range(11)
+        ]
+    assert [answer.status_code for answer in answers] == [403] * 10 + [429]
+    assert len({answer.text for answer in answers[:10]}) == 1
+
+
 PASSWORD = "the provider's own, 7391"
 
 
@@ -227,8 +237,10 @@ def dump_of(estate: Estate) -> str:
 
 async def steps(administrator: Customer, order: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
-    request = {"json": order, "headers": administrator.headers, "timeout": 240}
-    async with administrator.client.stream("POST", "/api/admin/paas/servers", **request) as answer:
+    asked = administrator.client.stream(
+        "POST", "/api/admin/paas/servers", json=order, headers=administrator.headers, timeout=240
+    )
+    async with asked as answer:
         assert answer.status_code == 200, await answer.aread()
         async for line in answer.aiter_lines():
             if line.startswith("data: "):

@@ -13,6 +13,8 @@ from embedded import wheels
 from embedded.certificate import Certificate
 from embedded.daemon import Daemon, environment, write_if_new
 
+_ANYWHERE = "0.0.0.0"  # noqa: S104 nodes of other machines come to it, over TLS
+
 
 class Nats:
     def __init__(self, folder: Path, port: int, config: str, public_host: str | None = None) -> None:
@@ -22,7 +24,7 @@ class Nats:
         self.daemon = Daemon("nats", self.folder)
         self._permissions = config
         self._config = f"""\
-listen: "{"127.0.0.1" if self.certificate is None else "0.0.0.0"}:{port}"
+listen: "{"127.0.0.1" if self.certificate is None else _ANYWHERE}:{port}"
 server_name: "berth"
 jetstream {{
   store_dir: "{self.folder}"

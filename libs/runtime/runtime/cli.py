@@ -70,6 +70,26 @@ def _secret(arguments: list[str]) -> int:
     return 0
 
 
+def _nats_users(arguments: list[str]) -> int:
+    from runtime.issuer import Issuer, cutter_password
+    from runtime.permissions import CUTTER, nats_config
+
+    parser = argparse.ArgumentParser(
+        "berth nats-users",
+        description="Print what a nats-server of your own is told of users; it holds their passwords.",
+    )
+    parser.add_argument("--node", action="append", default=[], help="a node that does not join with a token")
+    chosen = parser.parse_args(arguments)
+    settings = RuntimeSettings()
+    issuer = settings.nats_issuer_key
+
+    def password(user: str) -> str:
+        return cutter_password(issuer) if user == CUTTER else settings.derived(f"nats/{user}")
+
+    print(nats_config(password, nodes=chosen.node, issuer=Issuer(issuer).public), end="")
+    return 0
+
+
 def _settings(arguments: list[str]) -> int:
     from runtime.reference import reference
 
@@ -80,7 +100,14 @@ def _settings(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "migrate": _migrate, "parked": _parked, "secret": _secret, "settings": _settings}
+COMMANDS = {
+    "run": _run,
+    "migrate": _migrate,
+    "parked": _parked,
+    "secret": _secret,
+    "settings": _settings,
+    "nats-users": _nats_users,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

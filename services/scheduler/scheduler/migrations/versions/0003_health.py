@@ -1,5 +1,7 @@
 """what an administrator decides about a node, what its machine has, and how it fared"""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -11,7 +13,7 @@ RESOURCES = ("cpu_millis", "memory_mb", "disk_mb")
 
 
 def upgrade() -> None:
-    for column in (
+    columns: tuple[sa.Column[Any], ...] = (
         sa.Column("disabled", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("drain_total", sa.BigInteger),
@@ -29,7 +31,8 @@ def upgrade() -> None:
         sa.Column("outage_at", sa.DateTime(timezone=True)),
         sa.Column("trusted_at", sa.DateTime(timezone=True)),
         sa.Column("pressed", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
-    ):
+    )
+    for column in columns:
         op.add_column("node", column)
     op.execute(
         "update node set machine_cpu_millis = cpu_millis, machine_memory_mb = memory_mb,"
