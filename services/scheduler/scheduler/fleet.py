@@ -13,7 +13,7 @@ from contracts.workload import Limits
 
 # Up to so many nodes all of them are compared; of more, a sample.
 EXACT = 32
-SAMPLE = 8
+SAMPLE = 4
 BLOCK = 64
 
 
