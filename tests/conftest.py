@@ -48,6 +48,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
         with ThreadPoolExecutor(1) as beside:
             request.config.stash[FURTHER_IMAGES] = beside.submit(images.ensure_further)
             yield
+            images.end()
     finally:
         images.close()
         own.stop()

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 
 import docker
 from contracts.errors import Unavailable
@@ -104,6 +105,11 @@ class Images:
         self._say = say or (lambda line: None)
         self._recipes = recipes
         self._ca_bundle = ca_bundle
+        self._ending = Event()
+
+    def end(self) -> None:
+        """Of further images, no more than the one in the making is made."""
+        self._ending.set()
 
     def close(self) -> None:
         self._client.close()
@@ -126,6 +132,8 @@ class Images:
             for mark in (mark for stack in missing for mark in marks[stack]):
                 self._client.images.get(BASE).tag(MAKING, mark)
             for stack in missing:
+                if self._ending.is_set():
+                    break
                 try:
                     self.ensure_stack(stack)
                 except Unavailable as error:
