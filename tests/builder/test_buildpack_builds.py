@@ -223,6 +223,7 @@ async def test_an_app_made_by_a_builder_image_answers(packs: Packs) -> None:
     run = await packs.api.call("GET", f"/images/{packs.images.run}/json")
     assert found["RootFS"]["Layers"][: len(run["RootFS"]["Layers"])] == run["RootFS"]["Layers"]
     assert "berth.build" not in found["Config"]["Labels"]
+    assert [tag.partition(":")[0] for tag in found["RepoTags"]] == [f"{PREFIX}/{app['workload']}"]
 
     _, lines = await packs.build(files, BuildSettings(builder=packs.images.builder), **app)
     assert "Build 2 with this cache" in lines
