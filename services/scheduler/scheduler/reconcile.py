@@ -133,7 +133,9 @@ def reconcile(demand: Demand, placed: Sequence[Placed], fleet: Fleet) -> Differe
         elif not node.online and demand.bound is None:
             lost.append(Removal(here.slot, here.node, OFFLINE))
         elif node.online and node.draining and demand.bound is None:
-            drain.append(Removal(here.slot, here.node, "the node is being drained"))
+            # One of another size is replaced in any case: nothing is gained by keeping it for a while.
+            leaves = drain if here.room == demand.room else move
+            leaves.append(Removal(here.slot, here.node, "the node is being drained"))
         else:
             keep.append(here)
     return Difference(
