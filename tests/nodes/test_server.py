@@ -66,7 +66,7 @@ async def node(administrator: Customer, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.promise("R3.2", "R3.3", "P2", "K11")
+@pytest.mark.promise("R3.2", "R3.3", "R3.4", "K11")
 async def test_a_clean_server_becomes_a_node_runs_an_app_and_is_clean_again(
     estate: Estate, machine: Server, administrator: Customer
 ) -> None:

@@ -191,7 +191,7 @@ async def test_a_node_that_comes_and_goes_is_told_of_once_and_trusted_later_each
     assert (await stage.node()).trusted_at is None
 
 
-@pytest.mark.promise("R4.3", "P3")
+@pytest.mark.promise("R4.3")
 async def test_a_node_in_detail_with_its_history(scheduler: Stage) -> None:
     await scheduler.joins("n1", memory_mb=1000)
     app = spec()

@@ -145,7 +145,6 @@ async def test_a_name_is_given_once_and_the_token_is_not_lost_over_it(scheduler:
 # --- what a key opens ------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("R3.4")
 async def test_a_machine_is_let_in_with_its_own_key_only(scheduler: Stage) -> None:
     for node, key in (("j1", KEY), ("j2", OTHER_KEY)):
         await scheduler.bus.ask(join(await token(scheduler), key, node=node))
