@@ -31,6 +31,7 @@ _PAGE_BYTES = 600_000
 # Who writes faster than we store waits.
 _MOST_WAITING = 2_000_000
 _TAIL = 40
+_UNREAD_BYTES_A_SECOND = 5_000_000
 # What no terminal shows, and halves of characters; colours begin with an escape, and stay.
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\ud800-\udfff]")
 
@@ -87,6 +88,12 @@ class LogWriter:
 
     async def write(self, step: Step, stream: Stream, text: str) -> None:
         """One line, or several at once."""
+        if self._full and stream != "platform":
+            # Nobody will read it, and others build beside it: it is taken slowly, for a hint at the end.
+            last = self._mask.lines(stream, "\n".join(text.rsplit("\n", _TAIL)[-_TAIL:]))
+            self.tail.extend(clean(line) for line in last.split("\n"))
+            await self._runtime.clock.sleep(len(text) / _UNREAD_BYTES_A_SECOND)
+            return
         text = _UNSHOWN.sub("", self._mask.lines(stream, text))
         lines = [clean(line) for line in text.split("\n")]
         if stream == "platform":
@@ -100,8 +107,6 @@ class LogWriter:
 
     def _output(self, step: Step, stream: Stream, lines: list[str]) -> None:
         """It counts; what the platform itself says is little, and is never left out."""
-        if self._full:
-            return
         for number, line in enumerate(lines):
             self._bytes += len(line.encode()) + 1
             if self._bytes > self._largest:
