@@ -106,11 +106,12 @@ class Packs:
 @pytest.fixture(scope="module")
 async def real(further_images: None) -> AsyncIterator[CnbImages]:
     """Only to make what is needed and to clear up: the service has a builder of its own."""
-    builder, api = docker_builder(PREFIX), EngineApi(URL)
-    await clear(builder, api)
+    api = EngineApi(URL)
+    await clear(docker_builder(PREFIX), api)
     async with cnb_images(PREFIX) as images:
         yield images
-        await clear(builder, api)
+        # A new one finds the caches that are there, as the one after a restart does.
+        await clear(docker_builder(PREFIX), api)
 
 
 @pytest.fixture(scope="module")

@@ -198,13 +198,16 @@ async def test_too_much_memory_is_told_as_a_step_would(docker: DockerHands) -> N
 async def test_too_much_disk_ends_it(docker: DockerHands) -> None:
     order = dataclasses.replace(new_order(cache="app_f.0"), disk_mb=48)
     many = "for i in 1 2 3 4 5 6 7 8 9; do head -c 8m /dev/zero > {}/$i; sleep 0.3; done; sleep 600"
+
+    async def fill(folder: str) -> None:
+        wanted = await setup(docker, many.replace("{}", folder), cache="a")
+        async with docker.builder.workshop(order, wanted) as shop:
+            await shop.put(files(work__in="", cache__full__in=""))
+            await shop.work(Said())
+
     for folder in ("/work", "/cache/full"):
         with pytest.raises(StepFailed, match="more than its 48 MB of disk"):
-            async with docker.builder.workshop(
-                order, await setup(docker, many.replace("{}", folder), cache="a")
-            ) as shop:
-                await shop.put(files(work__in="", cache__full__in=""))
-                await shop.work(Said())
+            await fill(folder)
 
 
 async def test_every_line_comes_also_those_without_an_end(docker: DockerHands) -> None:

@@ -1,7 +1,7 @@
 """Buildpacks of the classic kind, as customers name them: a repository's address, or a known name. PURE.
 
-`https://host/path#branch-or-tag`, or `heroku/nodejs`, again with `#…` if need be. Gateway and builder read them
-by the same rules.
+`https://host/path#branch-or-tag`, or `heroku/nodejs`, again with `#…` if need be. Gateway and builder read
+them by the same rules.
 """
 
 import re
