@@ -144,4 +144,5 @@ async def docker_hands(folder: Path, prefix: str = PREFIX) -> AsyncIterator[Dock
             server.repository("app", FILES)
             yield DockerHands(builder, api, server)
     finally:
-        await clear(builder, api)
+        # A new one finds every cache that is there, whoever has asked for the used ones meanwhile.
+        await clear(docker_builder(prefix), api)
