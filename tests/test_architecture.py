@@ -18,6 +18,7 @@ SOURCES = [
 TESTS = [path for path in (ROOT / "tests").rglob("*.py") if "__pycache__" not in path.parts]
 IMPORTED_AS = {
     "pynacl": "nacl",
+    "pyyaml": "yaml",
     "nats-py": "nats",
     "pyjwt": "jwt",
     "argon2-cffi": "argon2",

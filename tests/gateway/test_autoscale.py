@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
-from contracts.api import AutoscaleRule
 from contracts.ids import new_id
 from contracts.queries import InstanceUse
+from contracts.scaling_api import AutoscaleRule
 from contracts.workload import Limits
 from gateway.autoscale import Watched, decide, load_of
 

@@ -1,4 +1,4 @@
-"""Builds as customers and the administrator see them: the queue, its end, the cache, how many there may be."""
+"""Builds as customers and the administrator see them: the queue, its end, the cache, the limits."""
 
 from datetime import UTC, datetime
 

@@ -1,8 +1,9 @@
 """Plans, runtimes, places: what is offered, and what a change of it means for apps there are."""
 
 import pytest
-from contracts.api import OfferedPlan, PlanList, RegionList, RuntimeList
+from contracts.api import RegionList, RuntimeList
 from contracts.queries import Nodes
+from contracts.scaling_api import OfferedPlan, PlanList
 
 from tests.customer import Customer, Refused
 from tests.gateway.world import SOURCE, World

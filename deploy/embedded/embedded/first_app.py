@@ -13,11 +13,11 @@ from contracts.api import (
     DeploymentView,
     Me,
     OrganizationView,
-    PlanList,
     RegionList,
     SourceView,
 )
 from contracts.errors import Unavailable
+from contracts.scaling_api import PlanList
 from pydantic import BaseModel
 
 from embedded.web import Api, get

@@ -34,7 +34,6 @@ from contracts.workload import (
     Port,
     Process,
     Source,
-    Volume,
 )
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -48,8 +47,6 @@ Password = Annotated[SecretStr, Field(min_length=10, max_length=200)]
 Amount = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,6})?$")]
 # For the shell of a build or an instance, and no other.
 Command = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=2000)]
-
-VolumeMb = Annotated[int, Field(ge=0, le=1_048_576)]
 
 AppStatus = Literal["created", "building", "deploying", "running", "stopped", "suspended", "failed"]
 DeploymentStatus = Literal[
@@ -134,64 +131,6 @@ class CreditView(Model):
 class WalletView(Model):
     balance: Money
     accrued: Money
-
-
-class PlanView(Model):
-    name: str
-    title: str
-    limits: Limits
-    max_replicas: int
-    # Of all volumes of an app together.
-    volume_mb: int
-    autoscaling: bool
-    hourly: Money
-    monthly: Money
-    # Names of the runtimes an app on this plan may use.
-    runtimes: tuple[str, ...]
-
-
-class PlanList(Model):
-    plans: tuple[PlanView, ...]
-
-
-class OfferedPlan(PlanView):
-    active: bool
-
-
-class OfferedPlanList(Model):
-    plans: tuple[OfferedPlan, ...]
-
-
-class ChooseLimits(Limits):
-    model_config = Strict.model_config
-
-
-class CreatePlan(Strict):
-    name: Name
-    title: Title
-    limits: ChooseLimits
-    max_replicas: Annotated[int, Field(ge=1, le=100)]
-    volume_mb: VolumeMb = 10_240
-    autoscaling: bool = False
-    hourly: Amount
-    monthly: Amount
-    # None: every runtime, also those to come.
-    runtimes: tuple[str, ...] | None = None
-
-
-class ChangePlan(Strict):
-    """What is absent stays. Prices and limits are frozen into an app when it is created: a change of them is
-    for apps to come."""
-
-    title: Title | None = None
-    limits: ChooseLimits | None = None
-    max_replicas: Annotated[int, Field(ge=1, le=100)] | None = None
-    volume_mb: VolumeMb | None = None
-    autoscaling: bool | None = None
-    hourly: Amount | None = None
-    monthly: Amount | None = None
-    runtimes: tuple[str, ...] | None = None
-    active: bool | None = None
 
 
 class RuntimeView(Model):
@@ -349,31 +288,6 @@ class AppList(Model):
     next: str | None
 
 
-class AddVolume(Strict):
-    name: Name
-    path: Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9._-]+){1,8}$", max_length=200)]
-    size_mb: Annotated[int, Field(ge=16, le=1_048_576)]
-    # On the disk of its node, with a key of that node.
-    encrypted: bool = False
-
-
-class GrowVolume(Strict):
-    size_mb: Annotated[int, Field(ge=16, le=1_048_576)]
-
-
-class VolumeList(Model):
-    volumes: tuple[Volume, ...]
-
-
-class UsedVolume(Volume):
-    # None: its node has not said so lately, as while nothing of the app runs.
-    used_mb: int | None
-
-
-class VolumeUseList(Model):
-    volumes: tuple[UsedVolume, ...]
-
-
 class OwnedApp(AppView):
     organization: OrganizationId
 
@@ -381,62 +295,6 @@ class OwnedApp(AppView):
 class OwnedAppList(Model):
     apps: tuple[OwnedApp, ...]
     next: str | None
-
-
-class Projection(Model):
-    """So many instances, what they cost an hour, and how long the wallet lasts if nothing else is used."""
-
-    replicas: int
-    hourly: Money
-    balance: Money
-    hours_left: float | None
-
-
-class PlanChoice(Model):
-    name: str
-    title: str
-    hourly: Money
-    direction: Literal["current", "upgrade", "downgrade"]
-    # Why the app could not change to it now.
-    obstacles: tuple[str, ...]
-
-
-class AutoscaleRule(Strict):
-    """Load is the share of the plan's CPU or memory that is used, whichever is larger."""
-
-    min: Annotated[int, Field(ge=1, le=100)]
-    max: Annotated[int, Field(ge=1, le=100)]
-    up_percent: Annotated[int, Field(ge=10, le=100)] = 80
-    up_seconds: Annotated[int, Field(ge=60, le=3600)] = 300
-    down_percent: Annotated[int, Field(ge=0, le=90)] = 20
-    down_seconds: Annotated[int, Field(ge=60, le=86_400)] = 900
-    # The shortest time between two changes.
-    cooldown_seconds: Annotated[int, Field(ge=0, le=86_400)] = 180
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.min > self.max:
-            raise ValueError("min is larger than max")
-        if self.down_percent >= self.up_percent:
-            raise ValueError("down_percent must be below up_percent")
-        return self
-
-
-class ScalingView(Model):
-    plan: str
-    replicas: int
-    max_replicas: int
-    processes: dict[str, int]
-    now: Projection
-    projected: Projection | None
-    autoscale: AutoscaleRule | None
-    # What its instances use, in per cent of the plan; None while nothing is known.
-    load: float | None
-    plans: tuple[PlanChoice, ...]
-
-
-class ChoosePlan(Strict):
-    plan: Annotated[str, StringConstraints(max_length=80)]
 
 
 class Scale(Strict):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from contracts.api import AutoscaleRule
 from contracts.queries import InstanceUse
+from contracts.scaling_api import AutoscaleRule
 from contracts.workload import Limits
 
 

@@ -22,7 +22,8 @@ _VIEW = """json_build_object(
     'source', d.source, 'recipe', d.recipe, 'image', d.image, 'size_bytes', d.size_bytes,
     'commit', d.commit, 'commit_author', d.commit_author, 'commit_message', d.commit_message,
     'exit_code', d.exit_code, 'failed_step', d.failed_step, 'seconds', d.seconds,
-    'notes', d.notes, 'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at, 'position', null
+    'notes', d.notes, 'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at,
+    'position', null
 )"""
 _MINE = (
     "from deployment d join workload w on w.id = d.workload and w.state <> 'deleted' "

@@ -5,7 +5,9 @@ Prices and limits are copied into an app when it is created; a change of a plan 
 
 from decimal import Decimal
 
-from contracts.api import (
+from contracts.errors import Conflict, InvalidInput, NotFound
+from contracts.money import MICROS_PER_UNIT, Money
+from contracts.scaling_api import (
     ChangePlan,
     CreatePlan,
     OfferedPlan,
@@ -13,8 +15,6 @@ from contracts.api import (
     PlanList,
     PlanView,
 )
-from contracts.errors import Conflict, InvalidInput, NotFound
-from contracts.money import MICROS_PER_UNIT, Money
 from contracts.workload import Limits
 from fastapi import APIRouter
 from runtime.store import PLATFORM, Tx

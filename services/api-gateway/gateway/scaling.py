@@ -10,10 +10,11 @@ from decimal import Decimal
 from typing import Annotated
 
 import structlog
-from contracts.api import AppDetail, AutoscaleRule, ChoosePlan, PlanChoice, Projection, ScalingView
+from contracts.api import AppDetail
 from contracts.errors import InvalidInput, Unavailable
 from contracts.money import Money
 from contracts.queries import InstanceUse, UsageOf
+from contracts.scaling_api import AutoscaleRule, ChoosePlan, PlanChoice, Projection, ScalingView
 from contracts.workload import Limits, Process
 from fastapi import APIRouter, Query, Response
 from runtime.store import PLATFORM, Tx

@@ -6,10 +6,10 @@ which the file system has to be put under; for that moment the app is away.
 
 from pathlib import PurePosixPath
 
-from contracts.api import AddVolume, GrowVolume, UsedVolume, VolumeList, VolumeUseList
 from contracts.errors import Conflict, InvalidInput, NotFound, Unavailable
 from contracts.ids import new_id
 from contracts.queries import UsageOf
+from contracts.volumes_api import AddVolume, GrowVolume, UsedVolume, VolumeList, VolumeUseList
 from contracts.workload import Volume
 from fastapi import APIRouter
 from runtime.store import Tx

@@ -186,7 +186,7 @@ async def end_deployments(
         .values(status=final, reason=reason, status_at=func.now(), finished_at=func.now())
         .returning(DeploymentRow.id, DeploymentRow.seconds)
     )
-    for deployment, built in ended.all():
+    for deployment, built in ended.tuples():
         if built is None:
             tx.publish(
                 DeploymentCancelled(
