@@ -131,8 +131,9 @@ async def test_it_is_found_out_and_answers(
         ]
         image = client.images.get(ended["image"])
         probe = "id -u; ls /run; command -v gcc cc make javac go composer || echo none"
-        _, said = container.exec_run(["sh", "-c", probe])
-        words = bytes(said).decode().split()
+        said = container.exec_run(["sh", "-c", probe]).output
+        assert isinstance(said, bytes)
+        words = said.decode().split()
         assert int(words[0]) >= 100_000
         assert "berth" not in words
         assert words[-1] == "none", words

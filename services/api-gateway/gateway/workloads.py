@@ -186,11 +186,11 @@ async def end_deployments(
         .values(status=final, reason=reason, status_at=func.now(), finished_at=func.now())
         .returning(DeploymentRow.id, DeploymentRow.seconds)
     )
-    for deployment, built in ended.tuples():
-        if built is None:
+    for found in ended.all():
+        if found.seconds is None:
             tx.publish(
                 DeploymentCancelled(
-                    deployment=deployment, workload=row.id, organization=row.organization, reason=reason
+                    deployment=found.id, workload=row.id, organization=row.organization, reason=reason
                 )
             )
 
