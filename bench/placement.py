@@ -28,8 +28,9 @@ from contracts.workload import Limits, Process, WorkloadSpec
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM
 from runtime.telemetry import configure_logging
+from scheduler.due import BATCH
 from scheduler.fleet import NOTHING, Fleet, Node, Room
-from scheduler.place import BATCH, Placing
+from scheduler.place import Placing
 from scheduler.plan import make_plan
 from scheduler.reconcile import Demand
 

@@ -91,9 +91,7 @@ class Servers:
 
 
 @contextmanager
-def servers(
-    folder: Path, database: str = TEMPLATE, public_host: str | None = None
-) -> Iterator[Servers]:
+def servers(folder: Path, database: str = TEMPLATE, public_host: str | None = None) -> Iterator[Servers]:
     """One migrated database for a whole run; by default the one that each test copies its own from."""
     postgres = Postgres(folder / "postgres", free_port(), SECRET)
     bus = Nats(folder / "nats", free_port(), bus_config(), public_host)

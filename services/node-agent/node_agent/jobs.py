@@ -24,6 +24,7 @@ log = structlog.get_logger("node-agent.jobs")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
+
 class Jobs:
     def __init__(self, site: Site, folder: Path, report: Callable[[JobOutput], Awaitable[None]]) -> None:
         self._site = site

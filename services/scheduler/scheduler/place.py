@@ -8,46 +8,22 @@ cannot keep them at once. Runs as a loop of `app`.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from contracts.errors import Unavailable
 from contracts.events import AlertRaised, PlacementBlocked, PlacementDecided
-from contracts.workload import WorkloadSpec
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, Tx
 
+from scheduler.due import BATCH, Due, chosen, take
 from scheduler.fleet import NOTHING, Fleet, Room
 from scheduler.plan import Plan, make_plan, recheck
 from scheduler.reconcile import OFFLINE, Demand, Placed
 from scheduler.roster import Roster
 
-BATCH = 1000
 LONGEST_WAIT = 600
-
-_DUE = """
-select id from workload where due_at <= now() and (%(only)s::text is null or id = %(only)s)
-order by due_at limit %(limit)s for no key update skip locked
-"""
-
-# Without anything blocked no node is read.
-_WOKEN = """
-select w.id from workload w join (
-    select n.region, sum(n.returned) as returned from node n
-    where n.region in (select region from workload where blocked is not null) group by n.region
-) r on r.region = w.region
-where w.blocked is not null and w.due_at is null and w.blocked_returned <> r.returned
-    and (%(only)s::text is null or w.id = %(only)s)
-limit %(limit)s for no key update of w skip locked
-"""
-
-# In a statement of its own, after the lock: what is read is what was locked.
-_TAKEN = """
-select id, generation, revision, spec::text, in_force ->> 'generation', blocked, told_generation, bound
-from workload where id = any(%s)
-"""
 
 _LEFT_ALONE = "select name from node where evacuate"
 
@@ -144,17 +120,6 @@ where id = %s returning failures
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
-    spec: WorkloadSpec
-    generation: int
-    revision: int
-    generation_in_force: int | None
-    blocked: dict[str, str] | None
-    told_generation: int
-    bound: str | None
-
-
 class Placing:
     def __init__(self, runtime: Runtime, project: Callable[[], None], *, pack: bool = False) -> None:
         self._runtime = runtime
@@ -172,7 +137,7 @@ class Placing:
             self._runtime.log.warning("a batch broke, placing one by one", error=str(error))
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
-            due = await _chosen(connection, None)
+            due = await chosen(connection, None)
         for workload in due:
             try:
                 await self._place_batch(only=workload)
@@ -199,7 +164,7 @@ class Placing:
         try:
             async with self._runtime.store.transaction(PLATFORM) as tx:
                 connection = await tx.connection()
-                due = await _take(connection, only)
+                due = await take(connection, only)
                 if not due:
                     return False
                 placed = await _placed(connection, list(due))
@@ -330,37 +295,6 @@ class Placing:
                         details={"workload": workload, "error": str(error)[:500]},
                     )
                 )
-
-
-async def _chosen(connection: AsyncConnection[Any], only: str | None) -> list[str]:
-    chosen: list[str] = []
-    for statement in (_DUE, _WOKEN):
-        limits = {"only": only, "limit": BATCH - len(chosen)}
-        cursor = await connection.execute(statement, limits, prepare=False)
-        chosen += [id for (id,) in await cursor.fetchall()]
-        if len(chosen) == BATCH:
-            break
-    return chosen
-
-
-async def _take(connection: AsyncConnection[Any], only: str | None) -> dict[str, Due]:
-    chosen = await _chosen(connection, only)
-    if not chosen:
-        return {}
-    # A plan made for an array of this size at tables of this size: no prepared one fits all.
-    cursor = await connection.execute(_TAKEN, (chosen,), prepare=False)
-    return {
-        id: Due(
-            WorkloadSpec.model_validate_json(spec),
-            generation,
-            revision,
-            None if in_force is None else int(in_force),
-            blocked,
-            told,
-            bound,
-        )
-        for id, generation, revision, spec, in_force, blocked, told, bound in await cursor.fetchall()
-    }
 
 
 async def _placed(connection: AsyncConnection[Any], workloads: list[str]) -> dict[str, list[Placed]]:

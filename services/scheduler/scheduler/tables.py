@@ -268,7 +268,5 @@ class JobRow(Base):
     __table_args__ = (
         CheckConstraint("state in ('waiting', 'placed', 'ended')", name="state"),
         Index("job_open", "workload", postgresql_where=text("state <> 'ended'")),
-        Index(
-            "job_unremoved", "id", postgresql_where=text("state = 'ended' and not removed")
-        ),
+        Index("job_unremoved", "id", postgresql_where=text("state = 'ended' and not removed")),
     )

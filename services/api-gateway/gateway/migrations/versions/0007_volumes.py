@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "gateway_0008"
-down_revision = "gateway_0007"
+revision = "gateway_0007"
+down_revision = "gateway_0006"
 
 
 def upgrade() -> None:

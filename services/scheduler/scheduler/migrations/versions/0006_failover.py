@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY
 
-revision = "scheduler_0007"
-down_revision = "scheduler_0006"
+revision = "scheduler_0006"
+down_revision = "scheduler_0005"
 
 
 def upgrade() -> None:

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "scheduler_0006"
-down_revision = "scheduler_0005"
+revision = "scheduler_0005"
+down_revision = "scheduler_0004"
 
 
 def upgrade() -> None:

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "gateway_0009"
-down_revision = "gateway_0008"
+revision = "gateway_0008"
+down_revision = "gateway_0007"
 
 
 def upgrade() -> None:

@@ -1,8 +1,0 @@
-"""joining"""
-
-revision = "gateway_0007"
-down_revision = "gateway_0006"
-
-
-def upgrade() -> None:
-    pass
