@@ -199,7 +199,6 @@ async def test_buildpacks_that_fail(packs: Packs) -> None:
     await asyncio.gather(*(fails(*case) for case in FAILURES))
 
 
-@pytest.mark.promise("P9")
 async def test_an_app_made_by_a_builder_image_answers(packs: Packs) -> None:
     app = {"workload": "app_01m7yesx66x54spkjjknej5sc4"}
     files = APP | {

@@ -139,7 +139,6 @@ async def test_the_way_of_a_deployment(platform: Stack) -> None:
         assert listed["apps"] == []
 
 
-@pytest.mark.promise("P9")
 async def test_the_registry_keeps_images_for_those_who_run_them(platform: Stack) -> None:
     """Builders write, a node reads, nobody else is let in; an organization has a repository for each app."""
     async with customer_of(platform, "keeper") as customer:

@@ -106,7 +106,7 @@ async def ended_with_log(customer: Customer, app: str, source: bytes) -> dict[st
     return {**ended, "lines": [line["text"] for line in page["lines"]]}
 
 
-@pytest.mark.promise("R7.3", "R7.4", "R7.5", "R8.4", "U10")
+@pytest.mark.promise("R7.4", "R7.5", "U10")
 @pytest.mark.parametrize("name", CASES)
 async def test_it_is_found_out_and_answers(
     here: Platform, customer: Customer, deployed: "dict[str, asyncio.Task[dict[str, Any]]]", name: str
@@ -165,7 +165,7 @@ async def test_an_app_is_made_by_the_buildpacks_it_lists(customer: Customer, rep
     assert (visited.status_code, visited.text.strip().endswith("in /app")) == (200, True)
 
 
-@pytest.mark.promise("U11", "P9")
+@pytest.mark.promise("U11")
 async def test_an_app_is_made_by_a_builder_image(customer: Customer) -> None:
     example = EXAMPLES / "hello-buildpack"
     files = texts(example / "app") | {"server.pl": (example / "buildpack" / "server.pl").read_text()}

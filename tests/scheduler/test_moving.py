@@ -56,7 +56,6 @@ async def places(stage: Stage, app: WorkloadSpec) -> list[tuple[str, bool]]:
 # --- lost --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("P4")
 async def test_what_has_lost_its_node_runs_elsewhere_and_the_node_is_told_so_when_it_returns(
     scheduler: Stage,
 ) -> None:
