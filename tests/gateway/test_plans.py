@@ -54,6 +54,22 @@ async def test_a_plan_is_made_and_sold(here: World, customer: Customer) -> None:
         assert field in refused.value.error["details"]["fields"]
 
 
+async def test_what_a_plan_asks_of_nodes_goes_with_the_app(here: World, customer: Customer) -> None:
+    admin = await here.administrator()
+    needs = {"labels": {"disk": "ssd"}, "runtime": "runsc", "architecture": None, "spread": True}
+    body = {**NEW, "name": "walled", "needs": needs}
+    await admin.call("POST", "/api/admin/paas/plans", json=body)
+    with pytest.raises(Refused):
+        await admin.call("POST", "/api/admin/paas/plans", json={**body, "needs": {"colour": "red"}})
+    _, spec = await here.live(customer, "on-walled", plan="walled")
+    assert spec.needs.model_dump() == {**needs, "apart": False}
+    await admin.call("PATCH", "/api/admin/paas/plans/walled", json={"needs": {"apart": True}})
+    shown = {p["name"]: p for p in (await customer.call("GET", "/api/paas/plans"))["plans"]}
+    assert shown["walled"]["needs"]["apart"] is True
+    # For apps to come.
+    assert (await here.spec(spec.id)).needs == spec.needs
+
+
 @pytest.mark.promise("R1.5")
 async def test_a_new_price_is_for_apps_to_come(here: World, customer: Customer) -> None:
     admin = await here.administrator()

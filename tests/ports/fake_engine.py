@@ -163,7 +163,7 @@ class FakeEngine:
 
     async def info(self) -> EngineInfo:
         self._called("info")
-        return EngineInfo("Fake", "1", 4000, 8192)
+        return EngineInfo("Fake", "1", 4000, 8192, "x86_64", ("fake",))
 
     async def reassert(self) -> None:
         self._called("reassert")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from contracts.events import AlertRaised, AppChanged, AppDeleted, PlacementBlocked, PlacementDecided
 from contracts.ids import new_id
-from contracts.workload import Limits, Process, Slot
+from contracts.workload import Limits, Needs, Process, Slot
 from psycopg.errors import CheckViolation
 from runtime.store import PLATFORM
 from scheduler.place import Placing
@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tests.harness import Harness, eventually
 from tests.scheduler.conftest import Stage
-from tests.scheduler.samples import SMALL, newer, spec, stopped
+from tests.scheduler.samples import SMALL, heartbeat, newer, spec, stopped
 
 
 def web(replicas: int) -> dict[str, Process]:
@@ -39,6 +39,19 @@ async def blocked(stage: Stage, workload: str, generation: int = 1) -> Placement
 
 
 # --- placed ------------------------------------------------------------------------------------------
+
+
+async def test_what_a_plan_needs_of_a_node_is_what_nodes_say_of_themselves(scheduler: Stage) -> None:
+    plain = heartbeat("n1").model_copy(update={"architecture": "x86_64", "runtimes": ("runc",)})
+    walled = heartbeat("n2").model_copy(update={"architecture": "x86_64", "runtimes": ("runc", "runsc")})
+    await scheduler.report(plain, walled)
+    app = spec(needs=Needs(runtime="runsc"))
+    await scheduler.harness.publish(AppChanged(spec=app))
+    await scheduler.told("n2", app, slots=1)
+    other = spec(needs=Needs(architecture="aarch64"))
+    await scheduler.harness.publish(AppChanged(spec=other))
+    reasons = (await blocked(scheduler, other.id)).reasons
+    assert reasons["n1"] == "it is x86_64, the image is for aarch64"
 
 
 @pytest.mark.promise("R7.1", "R19.1")

@@ -86,6 +86,9 @@ class NodeHeartbeat(Report):
     engine: str
     # The version of the agent.
     agent: str = ""
+    # Of the machine, and the runtime classes of its engine; as the engine calls them.
+    architecture: str | None = None
+    runtimes: tuple[str, ...] = ()
     instances: tuple[RunningInstance, ...]
     # Those that are mounted.
     volumes: tuple[VolumeUse, ...] = ()

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 from contracts.api import Amount, Name, Title
 from contracts.model import Model, Strict
 from contracts.money import Money
-from contracts.workload import Limits
+from contracts.workload import Limits, Needs
 
 VolumeMb = Annotated[int, Field(ge=0, le=1_048_576)]
 
@@ -20,6 +20,7 @@ class PlanView(Model):
     # Of all volumes of an app together.
     volume_mb: int
     autoscaling: bool
+    needs: Needs
     hourly: Money
     monthly: Money
     # Names of the runtimes an app on this plan may use.
@@ -42,6 +43,12 @@ class ChooseLimits(Limits):
     model_config = Strict.model_config
 
 
+class ChooseNeeds(Needs):
+    """What an app on the plan asks of its nodes."""
+
+    model_config = Strict.model_config
+
+
 class CreatePlan(Strict):
     name: Name
     title: Title
@@ -49,6 +56,7 @@ class CreatePlan(Strict):
     max_replicas: Annotated[int, Field(ge=1, le=100)]
     volume_mb: VolumeMb = 10_240
     autoscaling: bool = False
+    needs: ChooseNeeds = ChooseNeeds()
     hourly: Amount
     monthly: Amount
     # None: every runtime, also those to come.
@@ -64,6 +72,7 @@ class ChangePlan(Strict):
     max_replicas: Annotated[int, Field(ge=1, le=100)] | None = None
     volume_mb: VolumeMb | None = None
     autoscaling: bool | None = None
+    needs: ChooseNeeds | None = None
     hourly: Amount | None = None
     monthly: Amount | None = None
     runtimes: tuple[str, ...] | None = None

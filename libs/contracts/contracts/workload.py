@@ -132,6 +132,7 @@ class WorkloadSpec(Model):
         # What came to be said later says nothing where there is none of it.
         body += repr(self.health.command) if self.health.command else ""
         body += self.variables_digest or ""
+        body += self.needs.runtime or ""
         body += "".join(f"{volume.id}:{volume.path}:{volume.size_mb}" for volume in self.volumes)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 

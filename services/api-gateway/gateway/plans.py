@@ -15,7 +15,7 @@ from contracts.scaling_api import (
     PlanList,
     PlanView,
 )
-from contracts.workload import Limits
+from contracts.workload import Limits, Needs
 from fastapi import APIRouter
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import select
@@ -59,6 +59,7 @@ async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
                 max_replicas=new.max_replicas,
                 volume_mb=new.volume_mb,
                 autoscaling=new.autoscaling,
+                needs=new.needs.model_dump(),
                 micros_per_hour=micros(new.hourly),
                 micros_per_month=micros(new.monthly),
                 currency=caller.desk.currency,
@@ -86,6 +87,8 @@ async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> O
         offered = await _known(tx, change.runtimes)
         if change.limits is not None:
             plan.limits = change.limits.model_dump()
+        if change.needs is not None:
+            plan.needs = change.needs.model_dump()
         if change.hourly is not None:
             plan.micros_per_hour = micros(change.hourly)
         if change.monthly is not None:
@@ -138,6 +141,7 @@ def _view(plan: PlanRow, offered: list[RuntimeRow]) -> dict[str, object]:
         "max_replicas": plan.max_replicas,
         "volume_mb": plan.volume_mb,
         "autoscaling": plan.autoscaling,
+        "needs": Needs.model_validate(plan.needs),
         "hourly": Money(micros=plan.micros_per_hour, currency=plan.currency),
         "monthly": Money(micros=plan.micros_per_month, currency=plan.currency),
         "runtimes": [r.name for r in offered if plan.runtimes is None or r.name in plan.runtimes],

@@ -109,6 +109,8 @@ class PlanRow(Base):
     # Of all volumes of an app together.
     volume_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("10240"))
     autoscaling: Mapped[bool] = mapped_column(server_default=false())
+    # What it asks of a node besides room.
+    needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     active: Mapped[bool] = mapped_column(server_default=true())
 
 
@@ -189,6 +191,8 @@ class WorkloadRow(Base):
     good_release: Mapped[str | None]
     live: Mapped[bool] = mapped_column(server_default=false())
     volumes: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
+    # Of its plan, like the limits.
+    needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     autoscale: Mapped[Json | None]
     above_since: Mapped[datetime | None]
     below_since: Mapped[datetime | None]

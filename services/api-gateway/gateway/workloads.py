@@ -35,6 +35,7 @@ def spec_of(row: WorkloadRow) -> WorkloadSpec:
             "region": row.region,
             "plan": row.plan,
             "limits": Limits.model_validate(row.limits),
+            "needs": row.needs,
             "rate": Rate(micros_per_hour=row.micros_per_hour, currency=row.currency),
             "uid": row.uid,
             "processes": row.processes,

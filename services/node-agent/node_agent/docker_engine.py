@@ -112,7 +112,14 @@ class DockerEngine:
 
     async def info(self) -> EngineInfo:
         found = await self._call(lambda client: client.info())
-        return EngineInfo("Docker", found["ServerVersion"], found["NCPU"] * 1000, found["MemTotal"] // _MIB)
+        return EngineInfo(
+            "Docker",
+            found["ServerVersion"],
+            found["NCPU"] * 1000,
+            found["MemTotal"] // _MIB,
+            found["Architecture"],
+            tuple(sorted(found.get("Runtimes") or ())),
+        )
 
     async def reassert(self) -> None:
         def assert_all(client: Any) -> None:
@@ -201,6 +208,7 @@ class DockerEngine:
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges"],
                 ipc_mode="private",
+                runtime=blueprint.runtime,
                 init=True,
                 mem_limit=memory,
                 memswap_limit=memory,

@@ -75,6 +75,8 @@ class Blueprint:
     limits: Limits
     environment: dict[str, str] = field(default_factory=dict)
     terminal: bool = False
+    # A runtime class of the engine; none: the engine's own choice.
+    runtime: str | None = None
     mounts: tuple[Mount, ...] = ()
 
 
@@ -155,6 +157,9 @@ class EngineInfo:
     version: str
     cpu_millis: int
     memory_mb: int
+    architecture: str
+    # Classes of isolation an instance may ask for by name.
+    runtimes: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"

@@ -154,6 +154,7 @@ class Errand:
                 **self._site.environment.of(self._record.told.workload, self._slot),
             },
             terminal=self._job.attached,
+            runtime=spec.needs.runtime,
         )
 
     # --- somebody talks to it ----------------------------------------------------------------------

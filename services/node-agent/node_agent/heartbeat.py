@@ -1,6 +1,7 @@
 """Says every few seconds what this node is, what is used of it and what runs on it: whole each time."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -8,6 +9,7 @@ from importlib.metadata import version
 from contracts.errors import BerthError
 from contracts.reports import InstanceUsage, NodeHeartbeat, RunningInstance, VolumeUse
 
+from node_agent.engine import EngineInfo
 from node_agent.machine import Machine
 from node_agent.site import Site
 
@@ -31,18 +33,17 @@ class Heart:
         self._report = report
         self._boot = uuid.uuid4().hex
         self._sequence = 0
-        self._engine = _UNKNOWN
+        self._engine: EngineInfo | None = None
         self._agent = version("berth-node-agent")
         # Of each instance, when it was looked at last and the CPU it had used by then.
         self._seen: dict[str, tuple[float, float]] = {}
 
     async def beat(self) -> None:
-        if self._engine == _UNKNOWN:
-            try:
-                self._engine = str(await self._site.engine.info())
-            except BerthError:
-                # The node is there, and its engine is not: said the next time.
-                self._engine = _UNKNOWN
+        if self._engine is None:
+            # The node is there, and its engine may not be: then it is asked again.
+            with contextlib.suppress(BerthError):
+                self._engine = await self._site.engine.info()
+        engine = self._engine
         self._sequence += 1
         await self._report(
             NodeHeartbeat(
@@ -53,7 +54,9 @@ class Heart:
                 at=self._site.clock.now(),
                 capacity=self._machine.capacity(),
                 used=self._machine.usage(),
-                engine=self._engine,
+                engine=_UNKNOWN if engine is None else str(engine),
+                architecture=None if engine is None else engine.architecture,
+                runtimes=() if engine is None else engine.runtimes,
                 agent=self._agent,
                 instances=await self._running(),
                 volumes=await self._volumes(),

@@ -79,6 +79,7 @@ class Launcher:
             uid=spec.uid,
             limits=spec.limits,
             environment=self._site.environment.of(wanted, slot),
+            runtime=spec.needs.runtime,
             mounts=await self._mounts(spec),
         )
 

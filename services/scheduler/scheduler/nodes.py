@@ -43,14 +43,17 @@ _HEARD = """
 with reported as (
     select r.name, coalesce(k.region, r.region) as region, r.boot, r.sequence, r.reported_at, r.engine,
         r.agent, r.instances, r.cpu_millis, r.memory_mb, r.disk_mb,
-        r.used_cpu_millis, r.used_memory_mb, r.used_disk_mb, r.load, coalesce(k.labels, '{{}}') as labels
+        r.used_cpu_millis, r.used_memory_mb, r.used_disk_mb, r.load, r.architecture,
+        coalesce(string_to_array(nullif(r.runtimes, ''), ' '), '{{}}') as runtimes,
+        coalesce(k.labels, '{{}}') as labels
     from unnest(
         %s::text[], %s::text[], %s::text[], %s::bigint[], %s::timestamptz[], %s::text[], %s::text[],
         %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-        %s::float8[]
+        %s::float8[], %s::text[], %s::text[]
     ) as r(
         name, region, boot, sequence, reported_at, engine, agent, instances,
-        cpu_millis, memory_mb, disk_mb, used_cpu_millis, used_memory_mb, used_disk_mb, load
+        cpu_millis, memory_mb, disk_mb, used_cpu_millis, used_memory_mb, used_disk_mb, load,
+        architecture, runtimes
     ) left join node_key k on k.node = r.name
     where k.removed_at is null
 ), before as materialized (
@@ -60,7 +63,7 @@ with reported as (
     insert into node as n (
         name, region, boot, sequence, reported_at, engine, agent, instances,
         machine_cpu_millis, machine_memory_mb, machine_disk_mb,
-        used_cpu_millis, used_memory_mb, used_disk_mb, load, labels,
+        used_cpu_millis, used_memory_mb, used_disk_mb, load, architecture, runtimes, labels,
         status, last_seen_at, cpu_millis, memory_mb, disk_mb, free_cpu_millis, free_memory_mb, free_disk_mb
     )
     select r.*, 'online', %s, r.cpu_millis, r.memory_mb, r.disk_mb,
@@ -70,7 +73,7 @@ with reported as (
         region = excluded.region, boot = excluded.boot, sequence = excluded.sequence,
         reported_at = excluded.reported_at, last_seen_at = excluded.last_seen_at, status = 'online',
         engine = excluded.engine, agent = excluded.agent, instances = excluded.instances,
-        load = excluded.load,
+        load = excluded.load, architecture = excluded.architecture, runtimes = excluded.runtimes,
         machine_cpu_millis = excluded.machine_cpu_millis, machine_memory_mb = excluded.machine_memory_mb,
         machine_disk_mb = excluded.machine_disk_mb,
         used_cpu_millis = excluded.used_cpu_millis, used_memory_mb = excluded.used_memory_mb,
@@ -186,6 +189,8 @@ class Nodes:
                     r.used.memory_mb,
                     r.used.disk_mb,
                     r.used.load,
+                    r.architecture,
+                    " ".join(r.runtimes),
                 )
                 for r in reports
             ),
