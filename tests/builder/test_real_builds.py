@@ -12,6 +12,7 @@ import pytest
 from builder.docker_builder import DockerBuilder
 from builder.engine_api import EngineApi
 from contracts.events import BuildFinished, DeploymentRequested
+from contracts.ids import new_id
 from contracts.reports import BuildLog
 from contracts.workload import BuildFailed, BuildSettings, BuildSucceeded
 
@@ -143,14 +144,16 @@ async def test_a_python_app_answers_and_its_dependencies_stay_cached(
         "Procfile": "web: python app.py\nworker: python -c 'print(1)'\n",
         "app.py": APP.format(imports="import itsdangerous", greeting="{itsdangerous.__version__}"),
     }
-    first = await built.image(files)
+    app = {"workload": new_id("app"), "organization": new_id("org")}
+    first = await built.image(files, **app)
     assert first.recipe == "python-3.11"
     assert first.port is None
     assert first.processes == {"web": "python app.py", "worker": "python -c 'print(1)'"}
     assert await answer(engine_api, first.image, uid=200_001) == "2.2.0 from 200001"
 
     begun = time.monotonic()
-    changed = built.gateway.upload(files | {"app.py": files["app.py"].replace(" from {", " again from {")})
+    again = {"app.py": files["app.py"].replace(" from {", " again from {")}
+    changed = built.gateway.upload(files | again, **app)
     finished = await built.of(changed)
     assert isinstance(finished.result, BuildSucceeded)
     lines = [line.text for line in await built.gateway.log(changed)]
