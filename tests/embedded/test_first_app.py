@@ -67,6 +67,9 @@ class Platform:
             "title": name,
             "limits": limits,
             "max_replicas": 1,
+            "volume_mb": 1024,
+            "autoscaling": False,
+            "needs": {},
             "hourly": hourly,
             "monthly": hourly,
             "runtimes": ["python-3.11"],
@@ -91,7 +94,8 @@ class Platform:
         }
 
     def deployment(self, app: str, status: str) -> dict[str, Any]:
-        absent = ("recipe", "image", "size_bytes", "commit", "exit_code", "failed_step", "seconds")
+        absent = ("recipe", "image", "size_bytes", "commit", "commit_author", "commit_message")
+        absent += ("exit_code", "failed_step", "seconds", "position")
         return {
             "id": new_id("dep"),
             "app": app,
@@ -100,6 +104,7 @@ class Platform:
             "reason": "step `pip install` failed with 1" if status == "failed" else None,
             "source": {"kind": "upload", "source": new_id("src"), "sha256": "0" * 64, "size": 1},
             "log_tail": [],
+            "notes": [],
             "created_at": NOW,
             "finished_at": None,
         } | dict.fromkeys(absent)

@@ -32,7 +32,7 @@ async def test_an_app_is_what_was_asked_for(here: World, customer: Customer) -> 
     )
     view = AppDetail.model_validate(await customer.call("GET", f"/api/paas/apps/{app}"))
     assert (view.region, view.plan, view.replicas, view.port) == ("far", "medium", 3, 3000)
-    assert view.health.model_dump() == {**health, "retries": 5, "start_seconds": 20.0}
+    assert view.health.model_dump() == {**health, "command": (), "retries": 5, "start_seconds": 20.0}
     assert (view.build.runtime, view.build.start_command) == ("python-3.11", "python -m app")
     assert view.hourly.micros == 3 * 20_500
     # The port that was chosen counts more than the one the build found.
