@@ -19,8 +19,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
-    """Everything in one process, as the embedded platform runs it; an hour of billing lasts 4 seconds."""
-    async with platform(tmp_path_factory.mktemp("journey"), "journey", BILLING_PERIOD_SECONDS="4") as opened:
+    """Everything in one process, as the embedded platform runs it; an hour of billing lasts 4 seconds, and
+    there is room for the apps of all tests."""
+    more = {"BILLING_PERIOD_SECONDS": "4", "NODE_AGENT_CPU_MILLIS": "16000"}
+    async with platform(tmp_path_factory.mktemp("journey"), "journey", **more) as opened:
         yield opened
 
 
