@@ -258,7 +258,6 @@ async def test_a_heartbeat_says_everything_and_comes_with_every_change(world: Wo
             return beat if beat is not None and beat.boot != first.boot else None
 
         beat = await eventually(again, what="a heartbeat of the next boot")
-        assert beat.sequence == 1
         assert [i.instance for i in beat.instances] == [name]
 
 

@@ -55,8 +55,9 @@ async def test_a_private_image_gets_the_apps_name_and_no_other(
     order, said = new_order(), Said()
     image = await builder.pull(order, reference, login(reference), said)
     found = await API.call("GET", f"/images/{image.id}/json")
-    assert found["RepoTags"] == [f"{PREFIX}/{order.workload}:{order.deployment}"]
-    assert found["RepoDigests"] == []
+    # The same image may have come to this engine by another test's registry.
+    names = [name for name in (*found["RepoTags"], *found["RepoDigests"]) if "berth-test/pulled" not in name]
+    assert names == [f"{PREFIX}/{order.workload}:{order.deployment}"]
     assert image.size_bytes == found["Size"]
     assert any(f"{reference} is sha256:" in text for text in said.of("platform"))
     assert PASSWORD not in repr(said.lines)
@@ -69,7 +70,7 @@ async def test_a_private_image_gets_the_apps_name_and_no_other(
     [kept] = [k for k in await builder.images() if k.deployment == order.deployment]
     assert await builder.remove(kept)
     with pytest.raises(Refused):
-        await API.call("GET", f"/images/{image.id}/json")
+        await API.call("GET", f"/images/{PREFIX}/{order.workload}:{order.deployment}/json")
 
 
 async def test_a_digest_is_taken_at_its_word(builder: Any, reference: ImageReference) -> None:

@@ -240,7 +240,10 @@ async def test_a_bridge_taken_away_comes_back_with_the_same_addresses(
     docker: DockerHands, one: Tenant
 ) -> None:
     sister = await tenant(docker, organization=one.instance.identity.organization)
-    (bridge,) = await asyncio.to_thread(docker.engine._networks.bridges, docker.client)
+    network = await asyncio.to_thread(
+        docker.client.networks, filters={"label": f"berth.organization={one.instance.identity.organization}"}
+    )
+    bridge = network[0]["Options"]["com.docker.network.bridge.name"]
     ip("link", "del", bridge)
     await docker.engine.reassert()
     await one.answers()

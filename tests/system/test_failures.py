@@ -69,7 +69,7 @@ async def test_an_empty_wallet_suspends_and_money_brings_the_app_back(
 ) -> None:
     app, view = await customer.live("shop", SOURCE)
     here.harness.clock.advance(2 * 3600)
-    suspended = await customer.status(app, "suspended", seconds=30)
+    suspended = await customer.status(app, "suspended", seconds=60)
     assert "wallet" in suspended["reason"].lower() or "balance" in suspended["reason"].lower()
     hostname = httpx.URL(view["url"]).host
     await customer.silent(hostname)
