@@ -94,8 +94,8 @@ class Platform:
         }
 
     def deployment(self, app: str, status: str) -> dict[str, Any]:
-        absent = ("recipe", "image", "size_bytes", "commit", "commit_author", "commit_message")
-        absent += ("exit_code", "failed_step", "seconds", "position")
+        absent = ["recipe", "image", "size_bytes", "commit", "commit_author", "commit_message"]
+        absent += ["exit_code", "failed_step", "seconds", "position"]
         return {
             "id": new_id("dep"),
             "app": app,
