@@ -253,7 +253,7 @@ class DockerEngine:
             await self._call(remove)
 
     async def instances(self, workload: str | None = None) -> tuple[Instance, ...]:
-        more = [] if workload is None else [f"{labels.WORKLOAD}={workload}"]
+        more = () if workload is None else (f"{labels.WORKLOAD}={workload}",)
         found = await self._call(lambda client: self._containers(client, *more))
         return tuple(
             instance
@@ -327,8 +327,7 @@ class DockerEngine:
         return f"/v{version}{path}"
 
     async def usage(self, instance: str) -> Usage:
-        known = self._groups.get(instance)
-        found = None if known is None else gauges.read(known)
+        found = gauges.read(self._groups[instance]) if instance in self._groups else None
         if found is None:
             found = await self._call(lambda client: self._read_anew(client, instance))
         return Usage(found.cpu_seconds, found.memory_bytes)
@@ -342,18 +341,12 @@ class DockerEngine:
         if not pid:
             return gauges.Reading(0.0, 0)
         # An engine on another machine, or behind a wall: it is asked itself.
-        stats = client.stats(self._name(instance), stream=False, one_shot=True)
-        memory = stats["memory_stats"]
-        details = memory.get("stats", {})
-        cached = details.get("total_inactive_file", details.get("inactive_file", 0))
-        return gauges.Reading(
-            stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9, max(0, memory.get("usage", 0) - cached)
-        )
+        return gauges.told(client.stats(self._name(instance), stream=False, one_shot=True))
 
     async def written(self, instance: str) -> int:
         def read(client: Any) -> int:
-            label = [f"{labels.INSTANCE}={instance}", *self._filters()]
-            found = client.containers(all=True, size=True, filters={"label": label})
+            filters = {"label": [f"{labels.INSTANCE}={instance}", *self._filters()]}
+            found = client.containers(all=True, size=True, filters=filters)
             return sum(int(one.get("SizeRw", 0)) for one in found)
 
         return await self._call(read)
