@@ -10,6 +10,7 @@ from builder.image_builder import ImageBuilder
 from builder.settings import BuilderSettings
 from contracts import credentials, queries
 from contracts.credentials import Purpose
+from contracts.errors import Unavailable
 from contracts.events import BuildFinished, DeploymentRequested
 from contracts.ids import new_id
 from contracts.model import Model
@@ -51,6 +52,8 @@ class Gateway:
     specs: list[WorkloadSpec] = field(default_factory=list)
     credentials: dict[str, dict[Purpose, Model]] = field(default_factory=dict)
     asked_parts: int = 0
+    # Questions that find the gateway's database away.
+    away: int = 0
 
     async def open(self) -> "Gateway":
         bus = await self.harness.everybody()
@@ -64,6 +67,9 @@ class Gateway:
 
     async def _part(self, query: queries.SourcePartOf) -> queries.SourcePart:
         self.asked_parts += 1
+        if self.away:
+            self.away -= 1
+            raise Unavailable("the database does not answer; try again")
         data = self.sources[query.source]
         begin = query.index * _PART
         return queries.SourcePart(data=data[begin : begin + _PART], last=begin + _PART >= len(data))

@@ -145,6 +145,19 @@ async def test_a_fault_of_ours_is_tried_again(gateway: Gateway, images: FakeImag
     assert len(await gateway.harness.events(events.BuildStarted)) == 1
 
 
+async def test_a_gateway_that_is_away_costs_no_attempt(
+    gateway: Gateway, images: FakeImageBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builder.source._PATIENCE_SECONDS", 0.05)
+    host = await gateway.builder(images)
+    gateway.away = 10
+    request = gateway.upload({"Dockerfile": DOCKERFILE})
+    await gateway.harness.publish(request)
+    assert isinstance((await gateway.finished(request)).result, BuildSucceeded)
+    assert gateway.away == 0
+    assert [row.attempts for row in await rows(host.runtime)] == [1]
+
+
 async def test_three_faults_of_ours_end_it_with_the_reason(
     gateway: Gateway, images: FakeImageBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

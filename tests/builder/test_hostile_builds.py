@@ -175,8 +175,10 @@ def addresses() -> list[str]:
 
 @asynccontextmanager
 async def neighbour(docker: DockerBuilder, api: EngineApi) -> AsyncIterator[str]:
-    """Another build, which listens."""
-    listen = "use IO::Socket::INET; IO::Socket::INET->new(LocalPort => 8000, Listen => 5)->accept while 1"
+    """Another build, which listens to the last: an address it left could be the next build's own."""
+    listen = (
+        "use IO::Socket::INET; $l = IO::Socket::INET->new(LocalPort => 8000, Listen => 5); $l->accept while 1"
+    )
     other = asyncio.create_task(build(docker, f"RUN perl -e '{listen}'"))
     try:
 
@@ -192,6 +194,7 @@ async def neighbour(docker: DockerBuilder, api: EngineApi) -> AsyncIterator[str]
             return None
 
         yield await eventually(listening, what="the other build")
+        assert not other.done()
     finally:
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)

@@ -12,16 +12,18 @@ import tempfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+import structlog
 from contracts import credentials, image_reference
 from contracts.archive import ArchiveLimits, entries
 from contracts.credentials import DeployKey, GitToken, RegistryLogin
-from contracts.errors import InvalidInput, TooLarge
+from contracts.errors import InvalidInput, TooLarge, Unavailable
 from contracts.events import DeploymentRequested
 from contracts.git_address import beside
-from contracts.queries import CredentialsOf
+from contracts.queries import CredentialsOf, Query
 from contracts.workload import Commit, DockerfileSource, GitSource, ImageSource, UploadSource
+from pydantic import BaseModel
 from runtime.runtime import Runtime
 from runtime.seal import Seal
 
@@ -31,7 +33,12 @@ from builder.image_builder import BuiltImage, Fetched, ImageBuilder, Order, Step
 from builder.settings import BuilderSettings
 from builder.upload import download
 
+log = structlog.get_logger("builder.source")
+
+A = TypeVar("A", bound=BaseModel)
+
 _MOST_SUBMODULES = 50
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Sources:
                 return await self._git(source, order, archive, writer)
             case UploadSource() as source:
                 await writer.write("source", "platform", f"Taking the upload {source.source}.")
-                await download(self.runtime.bus, source, archive)
+                await download(self._ask, source, archive)
             case DockerfileSource(text=text):
                 await writer.write("source", "platform", "Taking the Dockerfile of the request.")
                 _write(archive, request.build.dockerfile, text)
@@ -65,10 +72,20 @@ class Sources:
         login = await self._login(request.workload, writer)
         return await self.images.pull(order, reference, login, writer.of("source"))
 
+    async def _ask(self, query: Query[A]) -> A:
+        """While the gateway or its database is away the build waits, for as long as a build may take: an
+        attempt more would only find the same."""
+        while True:
+            try:
+                return await self.runtime.bus.ask(query)
+            except Unavailable as error:
+                log.warning("a build waits for an answer", query=query.subject(), error=str(error))
+            await self.runtime.clock.sleep(_PATIENCE_SECONDS)
+
     # --- credentials -----------------------------------------------------------------------------------
 
     async def _git_credential(self, workload: str, writer: LogWriter) -> GitToken | DeployKey | None:
-        sealed = (await self.runtime.bus.ask(CredentialsOf(workload=workload))).git
+        sealed = (await self._ask(CredentialsOf(workload=workload))).git
         if sealed is None:
             return None
         found = credentials.read_git(self._seal().open(sealed, credentials.context(workload, "git")))
@@ -77,7 +94,7 @@ class Sources:
         return found
 
     async def _login(self, workload: str, writer: LogWriter) -> RegistryLogin | None:
-        sealed = (await self.runtime.bus.ask(CredentialsOf(workload=workload))).registry
+        sealed = (await self._ask(CredentialsOf(workload=workload))).registry
         if sealed is None:
             return None
         context = credentials.context(workload, "registry")

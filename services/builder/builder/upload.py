@@ -2,18 +2,20 @@
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from typing import BinaryIO
 
 from contracts.errors import ProviderFailed
-from contracts.queries import SourcePartOf
+from contracts.queries import SourcePart, SourcePartOf
 from contracts.workload import UploadSource
-from runtime.bus import Bus
 
 
-async def download(bus: Bus, source: UploadSource, into: BinaryIO) -> None:
+async def download(
+    ask: Callable[[SourcePartOf], Awaitable[SourcePart]], source: UploadSource, into: BinaryIO
+) -> None:
     digest, size, index = hashlib.sha256(), 0, 0
     while True:
-        part = await bus.ask(SourcePartOf(source=source.source, index=index))
+        part = await ask(SourcePartOf(source=source.source, index=index))
         size += len(part.data)
         if size > source.size:
             raise ProviderFailed("the source is larger than the upload was")
