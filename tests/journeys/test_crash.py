@@ -6,6 +6,8 @@ killed in a random order and started again.
 
 import asyncio
 import random
+from functools import partial
+from typing import Any
 
 import httpx
 import pytest
@@ -48,7 +50,8 @@ async def test_everything_accepted_comes_to_its_end_once(tmp_path_factory: pytes
         for app, deployment in deployments:
             ended = await customer.ended(deployment, seconds=180)
             assert ended["status"] == "running", (ended, seed)
-            view = await customer.status(app, "running", seconds=60)
+            await customer.status(app, "running", seconds=60)
+            view = await eventually(partial(with_address, customer, app), seconds=60, what="its address")
             await customer.answers(httpx.URL(view["url"]).host, f"app {view['name']}", seconds=60)
         await eventually(
             lambda: one_container_each(here, [app for app, _ in deployments]),
@@ -89,6 +92,12 @@ async def create_once(customer: Customer, name: str) -> str:
             return None
 
     return await eventually(attempt, seconds=60, every=0.5, what=f"app {name}")
+
+
+async def with_address(customer: Customer, app: str) -> Any:
+    """It may run before domains, which was killed as well, has said what it is called."""
+    view = await customer.call("GET", f"/api/paas/apps/{app}", retry=True)
+    return view if view["url"] else None
 
 
 async def kill_everything(here: Platform, chance: random.Random) -> None:
