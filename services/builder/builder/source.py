@@ -21,9 +21,9 @@ from contracts.credentials import DeployKey, GitToken, RegistryLogin
 from contracts.errors import InvalidInput, TooLarge, Unavailable
 from contracts.events import DeploymentRequested
 from contracts.git_address import beside
+from contracts.model import Model
 from contracts.queries import CredentialsOf, Query
 from contracts.workload import Commit, DockerfileSource, GitSource, ImageSource, UploadSource
-from pydantic import BaseModel
 from runtime.runtime import Runtime
 from runtime.seal import Seal
 
@@ -35,7 +35,7 @@ from builder.upload import download
 
 log = structlog.get_logger("builder.source")
 
-A = TypeVar("A", bound=BaseModel)
+A = TypeVar("A", bound=Model)
 
 _MOST_SUBMODULES = 50
 _PATIENCE_SECONDS = 1.0
