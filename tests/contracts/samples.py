@@ -205,4 +205,7 @@ SAMPLES: tuple[Model, ...] = (
         lines=(reports.LogLine(sequence=1, at=AT, stream="stdout", step="build", text="hello"),),
     ),
     reports.JobOutput(node="local", job=JOB.id, lines=(JOB_LINE,)),
+    reports.NodePeer(
+        node="local", host="192.0.2.1", port=7443, request="-----BEGIN CERTIFICATE REQUEST-----"
+    ),
 )

@@ -1,24 +1,43 @@
-"""The Traefik of this machine: from its wheel, told everything by the node's agent through files in `routes`.
+"""The Traefik of this machine: from its wheel, told everything by the node's agent through files in
+`routes`.
 
-It serves plain HTTP on one entry point, believes no forwarded header, and shows no API to anybody.
+It serves plain HTTP on one entry point, believes no forwarded header, and shows no API to anybody. Where
+other nodes exist, it has two more: `mesh` for their ingresses, and `here`, on loopback, where that one
+leads.
 """
 
 import http.client
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embedded import wheels
 from embedded.daemon import Daemon, environment, write_if_new
 
 
+@dataclass(frozen=True)
+class MeshPorts:
+    host: str
+    port: int
+    here: int
+
+
 class Traefik:
-    def __init__(self, folder: Path, port: int, ping_port: int, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        ping_port: int,
+        host: str = "127.0.0.1",
+        mesh: MeshPorts | None = None,
+    ) -> None:
         self.folder = folder.absolute()
         self.port = port
         self.ping_port = ping_port
         self.routes = self.folder / "routes"
         self.daemon = Daemon("traefik", self.folder)
-        self._config = {
+        self._config: dict[str, Any] = {
             "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
             "log": {"level": "WARN", "noColor": True},
             "providers": {
@@ -47,6 +66,17 @@ class Traefik:
                 },
             },
         }
+        if mesh is not None:
+            web = self._config["entryPoints"]["web"]
+            self._config["entryPoints"] |= {
+                "mesh": {"address": f"{mesh.host}:{mesh.port}", "http": web["http"]},
+                # Who comes here came by the entry point of another node, which knows the visitor.
+                "here": {
+                    **{name: value for name, value in web.items() if name != "asDefault"},
+                    "address": f"127.0.0.1:{mesh.here}",
+                    "forwardedHeaders": {"trustedIPs": ["127.0.0.1/32"], "notAppendXForwardedFor": True},
+                },
+            }
 
     def start(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

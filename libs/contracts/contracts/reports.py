@@ -19,6 +19,7 @@ from contracts.ids import (
     VolumeId,
 )
 from contracts.jobs import JobLine
+from contracts.mesh import Host
 from contracts.model import Model, Moment
 from contracts.money import Rate
 from contracts.workload import Slot
@@ -131,4 +132,19 @@ class JobOutput(Report):
         return f"{self.name}.{self.node}"
 
 
-REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, BuildLog, JobOutput)
+class NodePeer(Report):
+    """Where other nodes reach this one, and its wish for a certificate; said until `peers` has both."""
+
+    name = "node.peer"
+    node: NodeName
+    # None: it does not know; then the address it joined from is taken.
+    host: Host | None = None
+    port: Annotated[int, Field(ge=1, le=65535)]
+    # A certificate signing request (PEM): of it the key alone counts.
+    request: Annotated[str, Field(max_length=4000)]
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.node}"
+
+
+REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, BuildLog, JobOutput, NodePeer)

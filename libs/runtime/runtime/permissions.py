@@ -33,7 +33,7 @@ from contracts.events import (
     RolloutFinished,
     WalletChanged,
 )
-from contracts.reports import BuildLog, JobOutput, NodeHeartbeat
+from contracts.reports import BuildLog, JobOutput, NodeHeartbeat, NodePeer
 
 # nats-server asks there who a user is that its configuration does not list.
 REQUESTS = "$SYS.REQ.USER.AUTH"
@@ -57,6 +57,8 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
         JobEnded.name,
         "$KV.desired.>",
         "$KV.jobs.>",
+        "$KV.places.>",
+        "$KV.peers.>",
     ),
     "domains": (HostnameAssigned.name, "$KV.routes.>"),
     "billing": (BillingTick.name, WalletChanged.name),
@@ -64,10 +66,12 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
 
 HEARS: dict[str, tuple[str, ...]] = {
     "gateway": (f"{BuildLog.name}.*", f"{JobOutput.name}.*"),
-    "scheduler": (f"{NodeHeartbeat.name}.*", REQUESTS),
+    "scheduler": (f"{NodeHeartbeat.name}.*", f"{NodePeer.name}.*", REQUESTS),
 }
 
 SERVICES = tuple(PUBLISHES)
+# The buckets every node reads whole: any of them serves any hostname.
+SHARED = ("routes", "endpoints", "places", "peers")
 # The scheduler's second user, which ends connections.
 CUTTER = "cutter"
 
@@ -89,9 +93,10 @@ def service_user(service: str) -> tuple[list[str], list[str]]:
 
 
 def node_user(node: str) -> tuple[list[str], list[str]]:
-    """A node reads its own desired state and the routes, and writes what happens on itself."""
+    """A node reads its own desired state and where hostnames lead, and writes what happens on itself."""
     publish = [
         f"{NodeHeartbeat.name}.{node}",
+        f"{NodePeer.name}.{node}",
         f"{InstanceStarted.name}.{node}",
         f"{InstanceStopped.name}.{node}",
         f"{InstanceCrashed.name}.{node}",
@@ -103,7 +108,7 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
         "$JS.API.STREAM.INFO.KV_endpoints",
         f"$JS.API.CONSUMER.CREATE.KV_desired.*.$KV.desired.{node}.>",
         f"$JS.API.CONSUMER.CREATE.KV_jobs.*.$KV.jobs.{node}.>",
-        "$JS.API.CONSUMER.CREATE.KV_routes.*.$KV.routes.>",
+        *(f"$JS.API.CONSUMER.CREATE.KV_{bucket}.*.$KV.{bucket}.>" for bucket in SHARED),
     ]
     return publish, [f"_INBOX_{node_name(node)}.>", sessions.to_node(node, "*")]
 

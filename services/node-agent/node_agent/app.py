@@ -1,6 +1,8 @@
 """Wires the node agent: what it publishes, reports and repeats. It handles no event, it follows buckets."""
 
 import asyncio
+from functools import partial
+from pathlib import Path
 
 from contracts.events import (
     InstanceCrashed,
@@ -9,12 +11,13 @@ from contracts.events import (
     JobFinished,
     RolloutFinished,
 )
-from contracts.reports import JobOutput, NodeHeartbeat
+from contracts.reports import JobOutput, NodeHeartbeat, NodePeer
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 
 from node_agent.departures import Departures
 from node_agent.desired import Desired
+from node_agent.elsewhere import SOURCES, Elsewhere
 from node_agent.endpoints import EndpointBoard
 from node_agent.engine import ContainerEngine, Credentials
 from node_agent.environment import Environment
@@ -27,6 +30,8 @@ from node_agent.ingress import Proxy, TraefikProxy
 from node_agent.jobs import Jobs
 from node_agent.journal import Journal
 from node_agent.machine import Machine, Share
+from node_agent.membership import Membership
+from node_agent.neighbourhood import Neighbourhood
 from node_agent.node import Node
 from node_agent.routes import Routes
 from node_agent.settings import NodeAgentSettings
@@ -37,6 +42,7 @@ from node_agent.volumes import LoopVolumes
 _INTRODUCTION = (0.5, 1.0, 2.0, 4.0, 8.0)
 _DISK_SECONDS = 60.0
 _PURGE_SECONDS = 3600.0
+_MEMBERSHIP_SECONDS = 5.0
 
 
 def create(
@@ -49,7 +55,8 @@ def create(
     name, clock, bus = runtime.settings.node, runtime.clock, runtime.bus
     folder = runtime.settings.state.absolute() / "nodes" / name
     engine = engine or _engine(settings, name)
-    proxy = proxy or _traefik(settings, runtime)
+    neighbourhood = None if proxy else _neighbourhood(settings, runtime, folder)
+    proxy = proxy or _traefik(settings, runtime, neighbourhood)
     journal = Journal(folder / "journal")
     tenures = Tenures(folder, name, journal, clock)
     site = Site(
@@ -75,6 +82,7 @@ def create(
             keep_days=settings.volume_days,
             first_uid=settings.first_uid,
         ),
+        neighbourhood=neighbourhood,
     )
     jobs = Jobs(site, folder, bus.report)
     sessions = Sessions(site, lambda: bus.client, jobs.attach)
@@ -93,7 +101,7 @@ def create(
     return Service(
         name="node-agent",
         publishes=(InstanceStarted, InstanceStopped, InstanceCrashed, RolloutFinished, JobFinished),
-        reports=(NodeHeartbeat, JobOutput),
+        reports=(NodeHeartbeat, JobOutput, NodePeer),
         without_bus=True,
         loops=[
             Loop("desired", lambda: node.follow_desired(bus.bucket("desired")), every=None),
@@ -108,6 +116,7 @@ def create(
             Loop("endpoints", lambda: site.endpoints.publish(bus.bucket("endpoints")), every=None),
             heartbeat,
             Loop("introduce", introduce, every=3600.0),
+            *_among_others(site, node, runtime, settings.reconcile_seconds),
         ],
         on_start=node.open,
         on_stop=node.close,
@@ -142,9 +151,52 @@ def _engine(settings: NodeAgentSettings, node: str) -> ContainerEngine:
     )
 
 
-def _traefik(settings: NodeAgentSettings, runtime: Runtime) -> TraefikProxy:
-    folder = settings.routes or runtime.settings.state.absolute() / "traefik" / "routes"
-    return TraefikProxy(folder, settings.ingress_url, runtime.clock)
+def _traefik(
+    settings: NodeAgentSettings, runtime: Runtime, neighbourhood: Neighbourhood | None
+) -> TraefikProxy:
+    return TraefikProxy(
+        _routes(settings, runtime), settings.ingress_url, runtime.clock, neighbours=neighbourhood
+    )
+
+
+def _routes(settings: NodeAgentSettings, runtime: Runtime) -> Path:
+    return settings.routes or runtime.settings.state.absolute() / "traefik" / "routes"
+
+
+def _neighbourhood(settings: NodeAgentSettings, runtime: Runtime, folder: Path) -> Neighbourhood | None:
+    if not settings.mesh_port:
+        return None
+    name, clock = runtime.settings.node, runtime.clock
+    # Beside the routes: the ingress reads there, and where it runs apart from the agent, nowhere else.
+    membership = Membership(
+        name,
+        _routes(settings, runtime).absolute().parent / "mesh",
+        (settings.mesh_host or None, settings.mesh_port),
+        clock,
+        runtime.bus.report,
+    )
+    return Neighbourhood(name, Elsewhere(name, folder), membership, settings.mesh_here_port, clock)
+
+
+def _among_others(site: Site, node: Node, runtime: Runtime, reconcile_seconds: float) -> list[Loop]:
+    neighbourhood, proxy = site.neighbourhood, site.proxy
+    if neighbourhood is None or not isinstance(proxy, TraefikProxy):
+        return []
+    membership = Loop("membership", lambda: neighbourhood.keep_membership(proxy), every=_MEMBERSHIP_SECONDS)
+    neighbourhood.elsewhere.on_own_peer(membership.nudge)
+    return [
+        membership,
+        Loop("spread", lambda: neighbourhood.spread(proxy, site.routes, node.keeps), every=None),
+        Loop("reassert", lambda: neighbourhood.reassert(proxy), every=reconcile_seconds),
+        *(
+            Loop(
+                source,
+                partial(neighbourhood.elsewhere.follow, source, runtime.bus.bucket(source)),
+                every=None,
+            )
+            for source in SOURCES
+        ),
+    ]
 
 
 def _credentials(settings: NodeAgentSettings) -> Credentials | None:

@@ -5,9 +5,14 @@ The ingress of this machine does not wait for it. After every disturbance everyt
 
 import asyncio
 
+from contracts.errors import Unavailable
 from contracts.workload import Endpoints
 from runtime.bucket import Bucket
 from runtime.clock import Clock
+
+# So long the bus may take until it knows.
+_PATIENCE = 3.0
+_LOOK_EVERY = 0.02
 
 
 class EndpointBoard:
@@ -22,6 +27,15 @@ class EndpointBoard:
         if self._wanted.get(workload) != addresses:
             self._wanted[workload] = addresses
             self._changed.set()
+
+    async def told(self, workload: str, addresses: tuple[str, ...]) -> None:
+        """Returns when it is said, and the bus has it."""
+        self.say(workload, addresses)
+        end = self._clock.monotonic() + _PATIENCE
+        while self._told.get(workload) != addresses:
+            if self._clock.monotonic() > end:
+                raise Unavailable("the message bus does not take where workloads answer")
+            await self._clock.sleep(_LOOK_EVERY)
 
     def withdraw(self, workload: str) -> None:
         self._wanted[workload] = None

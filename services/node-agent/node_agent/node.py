@@ -35,6 +35,8 @@ class Node:
         site = self._site
         for shelf in (site.desired, site.routes, site.journal, site.tenures, self._jobs):
             await asyncio.to_thread(shelf.open)
+        if site.neighbourhood is not None:
+            await asyncio.to_thread(site.neighbourhood.open)
         await site.proxy.open()
         try:
             await site.engine.reassert()
@@ -66,6 +68,9 @@ class Node:
         await self._site.images.close()
         await self._site.engine.close()
 
+    def keeps(self, workload: str) -> bool:
+        return workload in self._keepers
+
     def healthy(self, workload: str, instance: str) -> bool:
         keeper = self._keepers.get(workload)
         return keeper is not None and keeper.ready(instance)
@@ -87,6 +92,8 @@ class Node:
             for workload in await self._site.routes.accept(change.key, change.value):
                 if workload in self._keepers:
                     self._keepers[workload].wake()
+                elif self._site.neighbourhood is not None:
+                    self._site.neighbourhood.elsewhere.touch([workload])
 
     async def follow_engine(self) -> None:
         async for event in self._site.engine.events():

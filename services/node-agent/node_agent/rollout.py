@@ -46,6 +46,8 @@ class Keeper:
         self._launcher = Launcher(site)
         self._repair_pause = _FIRST_REPAIR_PAUSE
         self._repair_after = 0.0
+        # Whether requests from other nodes are answered here.
+        self._served_here = workload in site.proxy.published()
         self._log = log.bind(workload=workload)
 
     # --- what others tell it -------------------------------------------------------------------------
@@ -336,9 +338,19 @@ class Keeper:
         await self._publish(record, self._addresses(record.live))
 
     async def _publish(self, record: Record, addresses: tuple[str, ...]) -> None:
-        hostnames = self._site.routes.hostnames(self.workload, record.desired.spec.organization)
-        await self._site.proxy.publish(Served(self.workload, hostnames, addresses))
-        self._site.endpoints.say(self.workload, addresses)
+        site = self._site
+        able = {f"{i.address}:{i.identity.port}" for i in self._admitted() if self.ready(i.identity.instance)}
+        healthy = tuple(address for address in addresses if address in able)
+        if site.neighbourhood is not None:
+            if self._served_here and able and not addresses:
+                await site.neighbourhood.farewell(self.workload, site.endpoints)
+            if not healthy and site.neighbourhood.shares(self.workload):
+                # Others are, so nobody has to try those which may not be.
+                addresses = ()
+        hostnames = site.routes.hostnames(self.workload, record.desired.spec.organization)
+        await site.proxy.publish(Served(self.workload, hostnames, addresses))
+        self._served_here = bool(addresses)
+        site.endpoints.say(self.workload, healthy)
 
     def _addresses(self, live: NodeWorkload | None) -> tuple[str, ...]:
         return serving.addresses(self._admitted(), live, self.ready)

@@ -4,6 +4,7 @@ A route leaves only by its own deletion, never because a bucket came back empty.
 """
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import structlog
@@ -21,19 +22,19 @@ _KEY = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9_=.-]{0,250}")
 class Routes:
     def __init__(self, folder: Path) -> None:
         self._shelf = Shelf(folder / "routes", Route)
+        # Workload -> the keys of its routes: a node serves all there are.
+        self._keys: defaultdict[str, set[str]] = defaultdict(set)
 
     def open(self) -> None:
         self._shelf.open()
+        self._keys.clear()
+        for key, route in self._shelf:
+            self._keys[route.workload].add(key)
 
     def hostnames(self, workload: str, organization: str) -> tuple[str, ...]:
         """Of a workload, if its organization is the route's."""
-        return tuple(
-            sorted(
-                route.hostname
-                for _, route in self._shelf
-                if (route.workload, route.organization) == (workload, organization)
-            )
-        )
+        routes = [self._shelf.get(key) for key in self._keys.get(workload, ())]
+        return tuple(sorted(r.hostname for r in routes if r is not None and r.organization == organization))
 
     async def accept(self, key: str, value: bytes | None) -> list[str]:
         """A value of the bucket; the workloads whose hostnames it changes, the one that gains first."""
@@ -42,6 +43,7 @@ class Routes:
             return []
         old = self._shelf.get(key)
         if value is None:
+            self._forget(key, old)
             await self._shelf.remove(key)
             return [] if old is None else [old.workload]
         try:
@@ -54,5 +56,13 @@ class Routes:
             return []
         if old is not None and (route.revision < old.revision or route == old):
             return []
+        self._forget(key, old)
+        self._keys[route.workload].add(key)
         await self._shelf.put(key, route)
         return list(dict.fromkeys([route.workload, *([] if old is None else [old.workload])]))
+
+    def _forget(self, key: str, old: Route | None) -> None:
+        if old is not None:
+            self._keys[old.workload].discard(key)
+            if not self._keys[old.workload]:
+                del self._keys[old.workload]

@@ -14,6 +14,9 @@ from typing import Any
 
 from contracts.errors import InvalidInput
 
+from node_agent import mesh_file
+from node_agent.mesh_file import Mesh
+
 HEADER = "X-Berth-Routes"
 ENTRY_POINT = "web"
 _HOSTNAME = re.compile(
@@ -30,6 +33,8 @@ class Served:
     workload: str
     hostnames: tuple[str, ...]
     addresses: tuple[str, ...]
+    # Other nodes, and how many instances each has.
+    elsewhere: tuple[tuple[str, int], ...] = ()
 
 
 def is_hostname(text: str) -> bool:
@@ -47,13 +52,13 @@ def confirm_path(workload: str) -> str:
     return f"/{workload}"
 
 
-def digest(served: Served) -> str:
-    return _digest(_content(served))
+def digest(served: Served, *, meshed: bool = False) -> str:
+    return _digest(_content(served, meshed))
 
 
-def render(served: Served) -> str:
-    """The file of one workload: JSON, which is YAML too."""
-    content = _content(served)
+def render(served: Served, *, meshed: bool = False) -> str:
+    """The file of one workload: JSON, which is YAML too. `meshed`: other nodes send requests for it here."""
+    content = _content(served, meshed)
     marker = {"headers": {"customResponseHeaders": {HEADER: _digest(content)}}}
     return _text({"http": {**content, "middlewares": {f"{served.workload}-confirm": marker}}})
 
@@ -62,9 +67,10 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(_text(content).encode()).hexdigest()[:16]
 
 
-def _content(served: Served) -> dict[str, Any]:
+def _content(served: Served, meshed: bool) -> dict[str, Any]:
     _check(served)
-    name = served.workload
+    name, elsewhere = served.workload, served.elsewhere
+    here = mesh_file.here(name) if elsewhere else name
     routers: dict[str, Any] = {
         f"{name}-confirm": {
             "rule": f"Path(`{confirm_path(name)}`)",
@@ -77,31 +83,42 @@ def _content(served: Served) -> dict[str, Any]:
         routers[f"{name}-{hostname}"] = {
             "rule": f"Host(`{hostname}`)",
             "parentRefs": [_parent(shard(hostname))],
-            "middlewares": ["retry"],
+            "middlewares": [mesh_file.RETRY if elsewhere else "retry"],
             "service": name,
         }
-    service = {
-        "loadBalancer": {
-            "servers": [{"url": f"http://{address}"} for address in sorted(served.addresses)],
-            "serversTransport": "instances",
-        }
+        if meshed and served.addresses:
+            routers[f"{name}-{hostname}-here"] = {
+                "rule": f"Host(`{hostname}`)",
+                "parentRefs": [_parent(shard(hostname), mesh_file.HERE)],
+                "middlewares": ["retry"],
+                "service": here,
+            }
+    instances = {
+        "servers": [{"url": f"http://{address}"} for address in sorted(served.addresses)],
+        "serversTransport": "instances",
     }
-    return {"routers": routers, "services": {name: service}}
+    services: dict[str, Any] = {name: {"loadBalancer": instances}}
+    if elsewhere:
+        services = mesh_file.services(name, instances, len(served.addresses), elsewhere)
+    return {"routers": routers, "services": services}
 
 
-def render_common(secret: str, shards: Iterable[str], certificate: str) -> str:
+def render_common(secret: str, shards: Iterable[str], certificate: str, mesh: Mesh | None = None) -> str:
     """What every workload's file refers to; and a certificate, so that Traefik makes none by itself."""
+    meshed = {} if mesh is None else mesh_file.http(mesh)
+    beside = {} if mesh is None else mesh_file.beside_http(mesh)
     routers: dict[str, Any] = {
         "confirm": {"rule": f"Host(`{secret}`)", "entryPoints": [ENTRY_POINT], "priority": 10_000}
     }
     for key in shards:
         pattern = key.replace(".", "[.]")
         # A longer key is the more special one: "www.ab" is asked before "ww".
-        routers[_parent(key)] = {
-            "rule": f"HostRegexp(`^{pattern}`)",
-            "entryPoints": [ENTRY_POINT],
-            "priority": len(key),
-        }
+        for entry_point in (ENTRY_POINT,) if mesh is None else (ENTRY_POINT, mesh_file.HERE):
+            routers[_parent(key, entry_point)] = {
+                "rule": f"HostRegexp(`^{pattern}`)",
+                "entryPoints": [entry_point],
+                "priority": len(key),
+            }
     # Traefik complains of a parent without children; this child of each is nobody's.
     routers |= {
         f"{parent}-nobody": {
@@ -112,13 +129,16 @@ def render_common(secret: str, shards: Iterable[str], certificate: str) -> str:
         }
         for parent in routers
     }
+    # Only a request that never reached an instance is tried again, on the next one.
+    retry = {"retry": {"attempts": 3, "initialInterval": "50ms"}}
     return _text(
         {
             "http": {
-                "routers": dict(sorted(routers.items())),
-                # Only a request that never reached an instance is tried again, on the next one.
-                "middlewares": {"retry": {"retry": {"attempts": 3, "initialInterval": "50ms"}}},
+                **meshed,
+                "routers": dict(sorted({**routers, **meshed.get("routers", {})}.items())),
+                "middlewares": {"retry": retry, **meshed.get("middlewares", {})},
                 "serversTransports": {
+                    **meshed.get("serversTransports", {}),
                     "instances": {
                         "forwardingTimeouts": {
                             "dialTimeout": "3s",
@@ -126,13 +146,15 @@ def render_common(secret: str, shards: Iterable[str], certificate: str) -> str:
                             # the moment it is closed; and a leaving instance is rid of them soon.
                             "idleConnTimeout": "1s",
                         }
-                    }
+                    },
                 },
             },
+            **beside,
             "tls": {
+                **beside.get("tls", {}),
                 "stores": {
                     "default": {"defaultCertificate": {"certFile": certificate, "keyFile": certificate}}
-                }
+                },
             },
         }
     )
@@ -148,8 +170,19 @@ def hostnames_in(text: str) -> Collection[str]:
     return [rule[6:-2] for rule in rules if rule.startswith("Host(")]
 
 
-def _parent(key: str) -> str:
-    return f"shard-{key}"
+def peers_in(text: str) -> set[str]:
+    """The nodes such a file leads to."""
+    return mesh_file.peers_in(json.loads(text)["http"]["services"])
+
+
+def has_instances(text: str) -> bool:
+    """Whether such a file leads to instances of this node."""
+    services = json.loads(text)["http"]["services"].values()
+    return any(service.get("loadBalancer", {}).get("servers") for service in services)
+
+
+def _parent(key: str, entry_point: str = ENTRY_POINT) -> str:
+    return f"shard-{key}" if entry_point == ENTRY_POINT else f"{entry_point}-{key}"
 
 
 def _check(served: Served) -> None:

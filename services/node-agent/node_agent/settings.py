@@ -24,6 +24,20 @@ class NodeAgentSettings(BaseSettings):
     ingress_url: str = Field(
         "http://127.0.0.1:8080", description="Where the ingress of this machine answers HTTP"
     )
+    mesh_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of the ingress's entry point `mesh`, where other nodes reach it; 0: they do not",
+    )
+    mesh_host: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\])$",
+        description="Where other nodes reach this one (IPv6 in brackets); empty: where it joined from",
+    )
+    mesh_here_port: int = Field(
+        7480, ge=1, le=65535, description="Port on loopback of the ingress's entry point `here`"
+    )
     registry_user: str | None = Field(None, description="User at the registry the images come from")
     registry_password: SecretStr | None = Field(None, description="Password of that user")
     network_pool: IPv4Network = Field(

@@ -33,6 +33,13 @@ def write_durably(path: Path, text: str, drafts: Path) -> None:
     sync_folder(path.parent)
 
 
+def write(path: Path, text: str, drafts: Path) -> None:
+    """Whole or not at all, unless the power goes."""
+    draft = drafts / path.name
+    draft.write_text(text)
+    draft.replace(path)
+
+
 def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -50,10 +57,12 @@ def put_aside(path: Path, reason: str) -> None:
 
 
 class Shelf(Generic[M]):
-    def __init__(self, folder: Path, kind: type[M]) -> None:
+    def __init__(self, folder: Path, kind: type[M], *, durable: bool = True) -> None:
+        """Not `durable`: what a power cut takes, somebody else still knows and says again."""
         self._folder = folder
         self._drafts = folder.parent / "drafts"
         self._kind = kind
+        self._write = write_durably if durable else write
         self._kept: dict[str, M] = {}
         self._writing: dict[str, asyncio.Lock] = {}
 
@@ -83,7 +92,7 @@ class Shelf(Generic[M]):
         self._kept[key] = value
         async with self._writing.setdefault(key, asyncio.Lock()):
             text = value.model_dump_json(indent=1)
-            await asyncio.to_thread(write_durably, self._path(key), text, self._drafts)
+            await asyncio.to_thread(self._write, self._path(key), text, self._drafts)
 
     async def remove(self, key: str) -> None:
         if self._kept.pop(key, None) is None:

@@ -14,6 +14,7 @@ from node_agent.environment import Environment
 from node_agent.images import Images
 from node_agent.ingress import Proxy
 from node_agent.journal import Journal
+from node_agent.neighbourhood import Neighbourhood
 from node_agent.routes import Routes
 from node_agent.tenure import Tenures
 from node_agent.volumes import Volumes
@@ -39,3 +40,5 @@ class Site:
     # So many instances are started at once: more would only stand in each other's way in the engine.
     starts: asyncio.Semaphore
     volumes: Volumes
+    # None: other nodes send it no requests, and it sends none to them.
+    neighbourhood: Neighbourhood | None = None

@@ -15,6 +15,7 @@ from sqlalchemy import Select, delete, func, select, text, update
 from scheduler import queries
 from scheduler.door import Door
 from scheduler.nodes import offered
+from scheduler.peers import Peers
 from scheduler.tables import NodeKeyRow, NodeRow, PlacementRow, ProjectionRow, WorkloadRow
 
 # What is promised already stays promised, also where less may be promised from now on.
@@ -32,9 +33,10 @@ _OFFER = text(
 
 
 class Administration:
-    def __init__(self, runtime: Runtime, door: Door, place: Callable[[], None]) -> None:
+    def __init__(self, runtime: Runtime, door: Door, peers: Peers, place: Callable[[], None]) -> None:
         self._runtime = runtime
         self._door = door
+        self._peers = peers
         self._place = place
 
     async def change(self, order: NodeChanged) -> NodeInfo:
@@ -110,6 +112,7 @@ class Administration:
         """Nobody is sent to its instances any more, and what it was told is told to nobody."""
         desired, endpoints = self._runtime.bus.bucket("desired"), self._runtime.bus.bucket("endpoints")
         try:
+            await self._peers.forget(node)
             for key in await desired.keys(f"{node}."):
                 await desired.delete(key)
             for workload in workloads:

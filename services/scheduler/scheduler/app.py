@@ -29,7 +29,7 @@ from contracts.queries import (
     RegionsWithRoom,
     UsageOf,
 )
-from contracts.reports import NodeHeartbeat
+from contracts.reports import NodeHeartbeat, NodePeer
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service, many
 
@@ -40,6 +40,7 @@ from scheduler.door import Door
 from scheduler.jobs import Jobs
 from scheduler.joining import Joining
 from scheduler.nodes import LOOK_SECONDS, SAMPLE_SECONDS, Nodes
+from scheduler.peers import SURVEY_SECONDS, Peers
 from scheduler.place import Placing
 from scheduler.projection import Projection
 from scheduler.relief import Relief
@@ -58,8 +59,8 @@ def create(runtime: Runtime) -> Service:
     workloads = Workloads(runtime, place.nudge)
     departures, relief = Departures(place.nudge), Relief(runtime, project.nudge)
     nodes = Nodes(runtime, departures, relief, settings.offline_seconds, place.nudge)
-    door, joining = Door(runtime), Joining(runtime)
-    administration = Administration(runtime, door, place.nudge)
+    door, joining, peers = Door(runtime), Joining(runtime), Peers(runtime)
+    administration = Administration(runtime, door, peers, place.nudge)
     return Service(
         name="scheduler",
         handles={
@@ -85,7 +86,7 @@ def create(runtime: Runtime) -> Service:
             JoinTokenRevoked: joining.revoke,
             NodeJoined: joining.join,
         },
-        listens={NodeHeartbeat: nodes.heard},
+        listens={NodeHeartbeat: nodes.heard, NodePeer: peers.heard},
         loops=[
             place,
             project,
@@ -97,6 +98,7 @@ def create(runtime: Runtime) -> Service:
             Loop("forget", projection.forget, every=60.0),
             Loop("door", door.judge, every=None),
             Loop("cut", door.watch, every=5.0),
+            Loop("peers", peers.survey, every=SURVEY_SECONDS),
             Loop("sample", nodes.sample, every=SAMPLE_SECONDS / 2),
             Loop("thin", nodes.thin, every=3600.0),
             Loop("tokens", joining.forget, every=3600.0),

@@ -18,6 +18,8 @@ from runtime.runtime import Runtime
 from runtime.seal import Seal
 from runtime.store import PLATFORM
 
+from scheduler.places import Places
+
 PAGE = 200
 SURVEY_SECONDS = 60.0
 TRIES = 5
@@ -86,6 +88,7 @@ class Projection:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._bucket = runtime.bus.bucket("desired")
+        self._places = Places(runtime)
         self._strangers: set[str] = set()
         self._sealing: dict[str, Seal] = {}
         # Of the last survey: the connection it was made on, and when.
@@ -104,11 +107,13 @@ class Projection:
                 rows = await (await connection.execute(_UNWRITTEN, (*after, PAGE), prepare=True)).fetchall()
             if not rows:
                 break
+            # Before its nodes: who is told to leave is sent nothing new by then.
+            unplaced = await self._places.tell({row[1] for row in rows})
             outcomes = await asyncio.gather(*(self._write(row) for row in rows), return_exceptions=True)
             done = []
             for (node, workload, revision, *_), outcome in zip(rows, outcomes, strict=True):
-                if isinstance(outcome, BaseException):
-                    failed = outcome
+                if isinstance(outcome, BaseException) or workload in unplaced:
+                    failed = unplaced.get(workload) or outcome
                 else:
                     done.append((node, workload, revision))
             await self._note(_WRITTEN, done, self._runtime.clock.now())
@@ -179,12 +184,12 @@ class Projection:
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
             rows = await (await connection.execute(_KNOWN)).fetchall()
-        lost = []
+        lost, unplaced = [], await self._places.lost()
         for node, workload, revision, written in rows:
             found = there.pop(key_of(node, workload), 0)
             if found > revision:
                 await self._outbid(node, workload, found)
-            elif found < written:
+            elif found < written or (written and workload in unplaced):
                 lost.append((node, workload, written))
         if lost:
             self._runtime.log.warning("the bucket lacks what was written, writing it again", keys=len(lost))
@@ -227,6 +232,7 @@ class Projection:
                     await self._bucket.delete(key, last=entry.revision)
                 except Conflict:
                     continue
+            await self._places.forget(workload)
             async with self._runtime.store.transaction(PLATFORM) as tx:
                 connection = await tx.connection()
                 await connection.execute(_FORGET, (node, workload, revision))
