@@ -9,7 +9,7 @@ import pytest
 from contracts.errors import InvalidInput
 from embedded import compose, wheels
 from embedded.images import RECIPES
-from embedded.traefik import Traefik
+from embedded.traefik import MeshPorts, Traefik
 from runtime.permissions import SERVICES, node_name
 from runtime.secrets import BadSecret, derive
 
@@ -122,14 +122,19 @@ def test_the_ingress_is_told_what_the_embedded_one_is(tmp_path: Path) -> None:
         if isinstance(value, dict):
             for key, below in value.items():
                 walk(below, f"{path}.{key}" if path else key)
+        elif isinstance(value, list):
+            flat[path] = ",".join(map(str, value))
         else:
             flat[path] = str(value).lower() if isinstance(value, bool) else str(value)
 
-    walk(Traefik(tmp_path, 80, 8082)._config, "")
+    walk(Traefik(tmp_path, 80, 8082, mesh=MeshPorts("127.0.0.1", 7443, 7480))._config, "")
     ingress = COMPOSE.partition("\n  ingress:\n")[2]
     flags = dict(re.findall(r"^      - --([\w.]+)=(.*)$", ingress, re.M))
-    told = {"providers.file.directory", "entryPoints.web.address", "entryPoints.ping.address"}
-    wanted = {name: value for name, value in flat.items() if value not in ("false", "[]", "0s")}
+    told = {
+        "providers.file.directory",
+        *(f"entryPoints.{at}.address" for at in ("web", "ping", "mesh", "here")),
+    }
+    wanted = {name: value for name, value in flat.items() if value not in ("false", "", "0s")}
     missing = {f"--{name}={value}" for name, value in wanted.items() if flags.get(name) != value}
     assert {flag for flag in missing if flag.partition("=")[0][2:] not in told} == set(), (
         "add to compose.yaml"
@@ -148,7 +153,7 @@ def test_the_operators_page_knows_every_variable() -> None:
     chosen = {
         name: default
         for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE)
-        if name not in ("BERTH_COMPOSE_STATE", "BUILDER_CA_BUNDLE")
+        if name not in ("BERTH_COMPOSE_STATE", "BERTH_NODE_HOST", "BUILDER_CA_BUNDLE")
     }
     assert len(chosen) > 10
     for name, default in chosen.items():

@@ -9,7 +9,7 @@ from contracts import sessions
 from contracts.errors import Conflict
 from runtime.bucket import Change
 from runtime.bus import Bus
-from runtime.permissions import PUBLISHES, node_name
+from runtime.permissions import PUBLISHES, SHARED, node_name
 from runtime.run import entry_points
 from runtime.secrets import derive
 from runtime.streams import declare
@@ -100,6 +100,9 @@ async def test_a_node_cannot_read_or_write_for_another(harness: Harness) -> None
             "$KV.desired.local.anything",
             "$KV.endpoints.app.n1",
             "$KV.routes.shop.localhost",
+            "$KV.places.app",
+            "$KV.peers.local",
+            "node.peer.n1",
             "credit.granted",
             "query.gateway.workloads",
             "$JS.API.CONSUMER.CREATE.KV_desired",
@@ -131,6 +134,17 @@ async def test_a_node_cannot_read_or_write_for_another(harness: Harness) -> None
         await client.close()
     assert len([r for r in refused if "permissions violation" in r]) == len(attempts) + len(spied)
     assert await scheduler.bucket("desired").keys("local.") == []
+
+
+async def test_every_node_reads_where_hostnames_lead(harness: Harness) -> None:
+    everybody = await harness.everybody()
+    node = await connected(harness, node_name("local"))
+    for bucket in SHARED:
+        await everybody.bucket(bucket).put("app.n1", b"said")
+        changes = node.bucket(bucket).watch()
+        change = await take(changes)
+        assert change is not None
+        assert (change.key, change.value) == ("app.n1", b"said")
 
 
 def test_every_service_with_tables_has_a_user_of_its_own() -> None:

@@ -31,7 +31,7 @@ from embedded.nats import Nats
 from embedded.ports import Ports, settle
 from embedded.postgres import Postgres
 from embedded.settings import EmbeddedSettings
-from embedded.traefik import Traefik
+from embedded.traefik import MeshPorts, Traefik
 from embedded.web import get
 
 LEAST_FREE_MB = 1024
@@ -140,6 +140,8 @@ class Installation:
             "postgres": self.postgres.daemon,
             "nats": self.nats.daemon,
             "ping": self.traefik.daemon,
+            "mesh": self.traefik.daemon,
+            "here": self.traefik.daemon,
         }
 
         def ours(name: str) -> bool:
@@ -169,8 +171,13 @@ class Installation:
 
     @property
     def traefik(self) -> Traefik:
+        alone = self.settings.public_host is None
         return Traefik(
-            self.state / "traefik", self.ports.http, self.ports.ping, host=self.settings.ingress_host
+            self.state / "traefik",
+            self.ports.http,
+            self.ports.ping,
+            host=self.settings.ingress_host,
+            mesh=None if alone else MeshPorts("0.0.0.0", self.ports.mesh, self.ports.here),  # noqa: S104
         )
 
     def start(self) -> None:
@@ -288,6 +295,10 @@ class Installation:
         if self.own_bus and (certificate := self.nats.certificate) is not None:
             told["GATEWAY_NODE_NATS_URL"] = str(self.nats.public_url)
             told["GATEWAY_NODE_NATS_CA"] = str(certificate.public)
+        if self.settings.public_host is not None:
+            told["NODE_AGENT_MESH_PORT"] = str(self.ports.mesh)
+            told["NODE_AGENT_MESH_HOST"] = self.settings.public_host
+            told["NODE_AGENT_MESH_HERE_PORT"] = str(self.ports.here)
         bundle = build_ca_bundle(os.environ)
         if bundle is not None and "BUILDER_CA_BUNDLE" not in passed:
             told["BUILDER_CA_BUNDLE"] = str(bundle)

@@ -18,6 +18,9 @@ class Ports(BaseModel, frozen=True):
     postgres: int = 15432
     nats: int = 14222
     ping: int = 18082
+    # Of the ingress, where other machines are nodes too: for their ingresses, and where that leads.
+    mesh: int = 7443
+    here: int = 17480
 
     @classmethod
     def kept(cls, file: Path) -> "Ports | None":

@@ -17,10 +17,11 @@ from typing import Any
 
 from contracts.errors import BerthError, Unavailable
 
-from berth_node.layout import FIRST_ID, Layout, write
+from berth_node.layout import FIRST_ID, HERE_PORT, MESH_PORT, Layout, write
 
 _PATIENCE = 30
 _LONGEST = 256 * 1024
+_MESH = {"NODE_AGENT_MESH_PORT": str(MESH_PORT), "NODE_AGENT_MESH_HERE_PORT": str(HERE_PORT)}
 
 
 class Refused(BerthError):
@@ -30,7 +31,10 @@ class Refused(BerthError):
 def join(layout: Layout, url: str, token: str, name: str | None) -> str:
     """The node's name. What is written lets the agent log in."""
     if layout.agent_env.exists():
-        return _name_in(layout.agent_env)
+        known = read(layout.agent_env)
+        # What has come since it joined.
+        _keep(layout, {**_MESH, **known})
+        return known["BERTH_NODE"]
     if not token:
         raise Refused("a join token is needed: set BERTH_JOIN_TOKEN")
     if not layout.key.exists():
@@ -51,10 +55,11 @@ def join(layout: Layout, url: str, token: str, name: str | None) -> str:
         "NODE_AGENT_ROUTES": str(layout.routes),
         "NODE_AGENT_INGRESS_URL": "http://127.0.0.1:80",
         "NODE_AGENT_FIRST_UID": str(FIRST_ID),
+        **_MESH,
     }
     if answer["nats_ca"]:
         settings["BERTH_NATS_CA"] = str(layout.nats_ca)
-    write(layout.agent_env, "".join(f"{name}={_line(value)}\n" for name, value in sorted(settings.items())))
+    _keep(layout, settings)
     return node
 
 
@@ -105,8 +110,8 @@ def _line(value: str) -> str:
     return value
 
 
-def _name_in(settings: Path) -> str:
-    return read(settings)["BERTH_NODE"]
+def _keep(layout: Layout, settings: dict[str, str]) -> None:
+    write(layout.agent_env, "".join(f"{name}={_line(value)}\n" for name, value in sorted(settings.items())))
 
 
 def read(settings: Path) -> dict[str, str]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 # The first of the user ids the engine maps containers to; `node.sh` writes it to /etc/subuid.
 FIRST_ID = 1073741824
+# Of the ingress: where other nodes reach it, and where that leads, on loopback.
+MESH_PORT, HERE_PORT = 7443, 7480
 
 
 @dataclass(frozen=True)

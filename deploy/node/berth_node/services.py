@@ -11,7 +11,7 @@ from pathlib import Path
 
 from contracts.errors import Unavailable
 
-from berth_node.layout import Layout
+from berth_node.layout import HERE_PORT, MESH_PORT, Layout
 
 # Nothing in it may give the agent a view of the mounts of its own: the engine has to see its volumes.
 _HARDENED = """\
@@ -90,6 +90,13 @@ def ingress(layout: Layout) -> str:
         "entryPoints": {
             "web": {"address": ":80", **web},
             "ping": {"address": "127.0.0.1:8082", "http": aliases},
+            # For the ingresses of other nodes; it leads to `here`, where hostnames lead to this node alone.
+            "mesh": {"address": f":{MESH_PORT}", "http": aliases},
+            "here": {
+                **{name: value for name, value in web.items() if name != "asDefault"},
+                "address": f"127.0.0.1:{HERE_PORT}",
+                "forwardedHeaders": {"trustedIPs": ["127.0.0.1/32"], "notAppendXForwardedFor": True},
+            },
         },
     }
     return json.dumps(config, indent=2) + "\n"

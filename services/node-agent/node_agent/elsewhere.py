@@ -121,7 +121,7 @@ class Elsewhere:
         workload, _, node = change.key.partition(".")
         before = self._standings.get(workload) or Standing(workload=workload)
         if source == "places":
-            now = placed(before, None if change.value is None else Placed.model_validate_json(change.value))
+            now = placed(before, _placed(change))
         else:
             now = counted(before, node, _count(change, workload, node))
         if now == before:
@@ -146,6 +146,15 @@ class Elsewhere:
         if node == self._node:
             self._own()
         self.touch(workload for workload, standing in self._standings if node in standing.counts)
+
+
+def _placed(change: Change) -> Placed | None:
+    if change.value is None:
+        return None
+    said = Placed.model_validate_json(change.value)
+    if said.workload != change.key:
+        raise Poison(f"speaks of {said.workload}")
+    return said
 
 
 def _count(change: Change, workload: str, node: str) -> int:

@@ -105,6 +105,7 @@ class TraefikProxy:
 
     async def open(self) -> None:
         await asyncio.to_thread(self._take_over)
+        await self._share()
 
     def _take_over(self) -> None:
         """A file that would stop Traefik from loading all the others is put aside."""
@@ -124,7 +125,6 @@ class TraefikProxy:
                 self._stamps[path.stem] = _stamp(path)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 put_aside(path, str(error))
-        self._write_common(self._common())
 
     def _read_secret(self) -> str:
         # A hostname nobody can guess, and that is nobody's: only we learn what the proxy serves.
