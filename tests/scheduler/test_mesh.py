@@ -83,14 +83,14 @@ async def test_what_the_bucket_has_lost_is_said_again_and_what_is_deleted_forgot
 
 async def test_a_node_is_given_a_certificate_and_a_removed_one_is_taken_out(scheduler: Stage) -> None:
     await scheduler.bus.ask(join(await token(scheduler), node="n1"))
-    await scheduler.joins("n1", "n2")
+    await scheduler.joins("n1", "n2", "n4")
     for report in (
         # One says where it is reached; the other does not know, and joined from somewhere.
         NodePeer(node="n2", host="two.example.com", port=7443, request=REQUEST),
         NodePeer(node="n1", port=7000, request=REQUEST),
-        # Nobody's request, and somebody who is no node.
+        # Somebody who is no node; and who asks for nothing that could be given stops nobody.
         NodePeer(node="n3", port=7443, request=REQUEST),
-        NodePeer(node="n2", port=7443, request="nonsense"),
+        NodePeer(node="n4", port=7443, request="nonsense"),
     ):
         await scheduler.bus.report(report)
 

@@ -72,8 +72,10 @@ class Traefik:
                 "mesh": {"address": f"{mesh.host}:{mesh.port}", "http": web["http"]},
                 # Who comes here came by the entry point of another node, which knows the visitor.
                 "here": {
-                    **{name: value for name, value in web.items() if name != "asDefault"},
                     "address": f"127.0.0.1:{mesh.here}",
+                    "http": web["http"],
+                    # A certificate is looked at when a connection begins: none outlives it for long.
+                    "transport": {**web["transport"], "keepAliveMaxTime": "1h"},
                     "forwardedHeaders": {"trustedIPs": ["127.0.0.1/32"], "notAppendXForwardedFor": True},
                 },
             }

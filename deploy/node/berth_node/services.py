@@ -69,14 +69,15 @@ def runs(layout: Layout) -> tuple[Run, ...]:
 def ingress(layout: Layout) -> str:
     """The same as of every other ingress of the platform; JSON is YAML."""
     aliases = {"aliasHeadersStrategy": "delete"}
+    transport = {
+        "respondingTimeouts": {"readTimeout": "300s", "idleTimeout": "180s"},
+        "lifeCycle": {"requestAcceptGraceTimeout": "0s", "graceTimeOut": "5s"},
+    }
     web = {
         "asDefault": True,
         "http": aliases,
         "forwardedHeaders": {"insecure": False, "trustedIPs": []},
-        "transport": {
-            "respondingTimeouts": {"readTimeout": "300s", "idleTimeout": "180s"},
-            "lifeCycle": {"requestAcceptGraceTimeout": "0s", "graceTimeOut": "5s"},
-        },
+        "transport": transport,
     }
     config = {
         "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
@@ -93,8 +94,10 @@ def ingress(layout: Layout) -> str:
             # For the ingresses of other nodes; it leads to `here`, where hostnames lead to this node alone.
             "mesh": {"address": f":{MESH_PORT}", "http": aliases},
             "here": {
-                **{name: value for name, value in web.items() if name != "asDefault"},
                 "address": f"127.0.0.1:{HERE_PORT}",
+                "http": aliases,
+                # A certificate is looked at when a connection begins: none outlives it for long.
+                "transport": {**transport, "keepAliveMaxTime": "1h"},
                 "forwardedHeaders": {"trustedIPs": ["127.0.0.1/32"], "notAppendXForwardedFor": True},
             },
         },

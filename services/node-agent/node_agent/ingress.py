@@ -14,7 +14,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import structlog
-from contracts.errors import BerthError, Unavailable
+from contracts.errors import BerthError, InvalidInput, Unavailable
 from runtime.clock import Clock
 
 from node_agent.certificate import certificate
@@ -22,6 +22,7 @@ from node_agent.mesh_file import Mesh
 from node_agent.routes_file import (
     HEADER,
     Served,
+    check,
     confirm_path,
     digest,
     has_instances,
@@ -157,8 +158,11 @@ class TraefikProxy:
         """Writes what other nodes have of these workloads, and does not wait for the proxy; returns those to
         look at again. `hostnames`: of what nobody here keeps; without any it is withdrawn."""
         for name, known in hostnames.items():
-            if (served := self._to_spread(name, known)) is not None:
-                self._grow(served)
+            # One that cannot be written is told of when it is to be.
+            with contextlib.suppress(InvalidInput):
+                if (served := self._to_spread(name, known)) is not None:
+                    check(served)
+                    self._grow(served)
         # Before all of them, what they refer to.
         await self._share()
         outcomes = await asyncio.gather(

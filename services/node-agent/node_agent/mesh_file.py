@@ -48,9 +48,6 @@ def services(
     name: str, instances: dict[str, Any], number: int, elsewhere: Iterable[tuple[str, int]]
 ) -> dict[str, Any]:
     """The services of a workload that also has instances on other nodes: each instance gets its turn."""
-    for node, _ in elsewhere:
-        if not _NODE.fullmatch(node):
-            raise InvalidInput(f"not a node: {node!r}")
     parts = [{"name": _peer(node), "weight": count} for node, count in elsewhere]
     found: dict[str, Any] = {}
     if number:
@@ -59,6 +56,11 @@ def services(
         parts.insert(0, {"name": here(name), "weight": number})
     found[name] = {"weighted": {"services": parts, "healthCheck": {}}}
     return found
+
+
+def check(node: str) -> None:
+    if not _NODE.fullmatch(node):
+        raise InvalidInput(f"not a node: {node!r}")
 
 
 def here(name: str) -> str:

@@ -67,8 +67,20 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(_text(content).encode()).hexdigest()[:16]
 
 
+def check(served: Served) -> None:
+    """Traefik runs its files through a template engine, and one broken file stops the loading of all."""
+    for hostname in served.hostnames:
+        if not is_hostname(hostname):
+            raise InvalidInput(f"not a hostname: {hostname!r}")
+    for address in served.addresses:
+        if not _ADDRESS.fullmatch(address):
+            raise InvalidInput(f"not an address: {address!r}")
+    for node, _ in served.elsewhere:
+        mesh_file.check(node)
+
+
 def _content(served: Served, meshed: bool) -> dict[str, Any]:
-    _check(served)
+    check(served)
     name, elsewhere = served.workload, served.elsewhere
     here = mesh_file.here(name) if elsewhere else name
     routers: dict[str, Any] = {
@@ -183,16 +195,6 @@ def has_instances(text: str) -> bool:
 
 def _parent(key: str, entry_point: str = ENTRY_POINT) -> str:
     return f"shard-{key}" if entry_point == ENTRY_POINT else f"{entry_point}-{key}"
-
-
-def _check(served: Served) -> None:
-    # Traefik runs its files through a template engine, and one broken file stops the loading of all.
-    for hostname in served.hostnames:
-        if not is_hostname(hostname):
-            raise InvalidInput(f"not a hostname: {hostname!r}")
-    for address in served.addresses:
-        if not _ADDRESS.fullmatch(address):
-            raise InvalidInput(f"not an address: {address!r}")
 
 
 def _text(content: dict[str, Any]) -> str:
