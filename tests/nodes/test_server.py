@@ -1,8 +1,10 @@
 """A clean server becomes a node by the script, runs an app, and is clean again."""
 
 import asyncio
+import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import orjson
 import pytest
 from contracts.events import BuildFinished, DeploymentRequested
 from contracts.ids import new_id
+from contracts.mesh import Peer, name_of
 from contracts.workload import BuildSucceeded
 from embedded.wheels import postgres
 
@@ -90,6 +93,7 @@ async def test_a_clean_server_becomes_a_node_runs_an_app_and_is_clean_again(
     assert (view["region"], view["labels"], view["address"]) == ("edge", {"disk": "nvme"}, machine.address)
     assert view["engine"].startswith("Docker ")
     assert view["agent"]
+    await others_reach_it(estate, machine)
     # Again: nothing is asked, nothing changes.
     again = await asyncio.to_thread(machine.run, "bash", "/root/node.sh")
     assert "edge-1 is ready" in again
@@ -101,6 +105,41 @@ async def test_a_clean_server_becomes_a_node_runs_an_app_and_is_clean_again(
     removed = await asyncio.to_thread(machine.run, "bash", "/root/node.sh", "--remove")
     assert "nothing of the platform is left" in removed
     assert await asyncio.to_thread(traces, machine) == before
+
+
+async def others_reach_it(estate: Estate, machine: Server) -> None:
+    """At the address it joined from; and whoever is no node is not spoken to there."""
+    client = await nats.connect(estate.platform.running.nats.url, user=EVERYTHING, password=SECRET)
+    try:
+        peers = await client.jetstream().key_value("peers")
+
+        async def known() -> Peer | None:
+            with suppress(nats.js.errors.KeyNotFoundError):
+                return Peer.model_validate_json((await peers.get("edge-1")).value or b"")
+            return None
+
+        peer = await eventually(known, what="edge-1 among its peers")
+    finally:
+        await client.close()
+    assert (peer.host, peer.port) == (machine.address, 7443)
+    anybody = ssl.create_default_context(cadata=peer.authority)
+
+    async def refused() -> bool:
+        name = name_of("edge-1")
+        try:
+            # It proves who it is, and then asks for the same.
+            reader, writer = await asyncio.open_connection(
+                machine.address, peer.port, ssl=anybody, server_hostname=name
+            )
+        except ssl.SSLCertVerificationError:
+            return False
+        with suppress(ssl.SSLError, ConnectionError):
+            writer.write(b"GET / HTTP/1.1\r\nHost: probe.localhost\r\n\r\n")
+            assert await reader.read() == b""
+        writer.close()
+        return True
+
+    await eventually(refused, what="the certificate of edge-1 at its ingress")
 
 
 async def runs_an_app(estate: Estate, machine: Server, administrator: Customer) -> None:

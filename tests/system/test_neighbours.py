@@ -255,7 +255,7 @@ async def nobody_is_believed_about_what_is_not_his(estate: Estate, app: Workload
     assert len(await estate["n1"].evenly(3)) == 3
 
 
-async def test_a_dead_node_is_passed_over_and_a_removed_one_forgotten(estate: Estate) -> None:
+async def test_a_dead_node_is_passed_over_and_nobody_has_to_tell_the_others(estate: Estate) -> None:
     app = await serve(estate, 4)
     everybody = await estate.running(4, app)
     assert await estate["n3"].evenly(4) == everybody

@@ -35,6 +35,7 @@ class Elsewhere:
         self._unread = set(SOURCES)
         self._waiting: deque[tuple[str, Change]] = deque()
         self._behind = True
+        self._catching_up = asyncio.Lock()
         self._changed: set[str] = set()
         self._stirred = asyncio.Event()
         self._own: Callable[[], object] = bool
@@ -91,15 +92,16 @@ class Elsewhere:
         async for change in bucket.watch():
             if change is not None:
                 await self.accept(source, change)
-            elif source in self._unread:
+            else:
                 self._unread.discard(source)
-                if not self._unread:
-                    await self._catch_up()
+                await self._catch_up()
 
     async def _catch_up(self) -> None:
-        while self._waiting:
-            await self._take(*self._waiting.popleft())
-        self._behind = False
+        """In the order in which it was said, whatever is said meanwhile."""
+        async with self._catching_up:
+            while self._waiting and not self._unread:
+                await self._take(*self._waiting.popleft())
+            self._behind = bool(self._unread)
 
     async def accept(self, source: str, change: Change) -> None:
         if self._behind:

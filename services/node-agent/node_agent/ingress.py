@@ -220,8 +220,8 @@ class TraefikProxy:
         await self._share()
 
         def look() -> set[str]:
-            there = {path.stem: _stamp(path) for path in self._folder.iterdir() if path.name != _COMMON}
-            return {name for name in {*there, *self._stamps} if there.get(name) != self._stamps.get(name)}
+            # A file of somebody else's is his.
+            return {name for name, stamp in list(self._stamps.items()) if _stamp(self._path(name)) != stamp}
 
         return await asyncio.to_thread(look)
 
@@ -269,6 +269,7 @@ class TraefikProxy:
     async def withdraw(self, workload: str) -> None:
         async with self._lock(workload):
             if not self._path(workload).exists():
+                self._drop(workload)
                 return
             self._path(workload).unlink()
             await self._confirm(workload, None)
@@ -293,10 +294,11 @@ class TraefikProxy:
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     def _remind(self, workload: str) -> None:
-        for path in (self._path(workload), self._folder / _COMMON):
-            text = _content(path)
-            if text is not None:
-                self._write(path, text)
+        text = _content(self._path(workload))
+        if text is not None:
+            self._write(self._path(workload), text)
+        common = self._folder / _COMMON
+        write_durably(common, common.read_text(), self._drafts)
 
     async def _seen(self, workload: str) -> str | None:
         """The digest of what the proxy serves for the workload; "" for none; None when it does not answer."""

@@ -63,7 +63,11 @@ class Neighbourhood:
             changed = await self.elsewhere.changed()
             # What runs here is its keeper's to publish first, and brings the others' shares with it.
             known = {name for name in changed if proxy.keeps(name) or not (keeps(name) or self._ours(name))}
-            again = await proxy.spread({name: self._hostnames(name, routes) for name in known})
+            try:
+                again = await proxy.spread({name: self._hostnames(name, routes) for name in known})
+            except BaseException:
+                self.elsewhere.touch(known)
+                raise
             self.elsewhere.touch(again)
             await self._clock.sleep(_AGAIN if again else _GATHER)
 
