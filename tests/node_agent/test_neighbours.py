@@ -120,10 +120,24 @@ def test_what_comes_from_another_node_is_served_here_or_nowhere() -> None:
     assert not [name for name in far["routers"] if name.endswith("-here")]
 
 
+def test_what_nobody_here_keeps_is_said_in_a_word() -> None:
+    """All files are read whenever one changes."""
+    far = content(Served(APP, ALONE.hostnames, (), (("n2", 7),), remote=True))
+    assert list(far) == ["routers"]
+    (router,) = far["routers"].values()
+    assert router["service"] == "mesh-n2"
+    spread = content(Served(APP, ALONE.hostnames, (), (("n2", 1), ("n3", 1)), remote=True))
+    assert (len(spread["routers"]), list(spread["services"])) == (1, [APP])
+    nowhere = content(Served(APP, ALONE.hostnames, (), remote=True))
+    assert nowhere["services"][APP]["loadBalancer"]["servers"] == []
+
+
 def test_a_file_says_what_it_leads_to() -> None:
     near, far = render(ALONE, meshed=True), render(Served(APP, ("a.b",), (), (("n2", 1),)), meshed=True)
     assert (peers_in(near), has_instances(near)) == (set(), True)
-    assert (peers_in(far), has_instances(far), set(hostnames_in(far))) == ({"n2"}, False, {"a.b"})
+    word = render(Served(APP, ("a.b",), (), (("n2", 1),), remote=True), meshed=True)
+    for file in (far, word):
+        assert (peers_in(file), has_instances(file), set(hostnames_in(file))) == ({"n2"}, False, {"a.b"})
     assert digest(ALONE, meshed=True) != digest(ALONE)
 
 

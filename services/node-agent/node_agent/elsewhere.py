@@ -57,10 +57,9 @@ class Elsewhere:
         return () if standing is None else shares(standing, self._node, self._reached)
 
     def placed(self, workload: str) -> Placed | None:
-        """None where no node has been told to run it."""
+        """None where no node has ever been told of it; where it is stopped, it is on none."""
         standing = self._standings.get(workload)
-        found = None if standing is None else standing.placed
-        return found if found is not None and found.nodes else None
+        return None if standing is None else standing.placed
 
     def workloads(self) -> list[str]:
         return [workload for workload, _ in self._standings]

@@ -209,7 +209,7 @@ class TraefikProxy:
         kept = self._here.get(workload)
         if kept is None and not hostnames:
             return None
-        return self._with_others(kept or Served(workload, hostnames, ()))
+        return self._with_others(kept or Served(workload, hostnames, (), remote=True))
 
     def keeps(self, workload: str) -> bool:
         """Whether its keeper has published it."""

@@ -8,7 +8,7 @@ from a node only.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,14 +67,14 @@ def here(name: str) -> str:
     return f"{name}-here"
 
 
-def peers_in(services: Mapping[str, Any]) -> set[str]:
-    """The nodes that a workload's services lead to."""
-    parts = [
-        part["name"]
-        for service in services.values()
-        for part in service.get("weighted", {}).get("services", ())
-    ]
-    return {part.removeprefix(_peer("")) for part in parts if part.startswith(_peer(""))}
+def only(elsewhere: Sequence[tuple[str, int]]) -> str | None:
+    """The service of the one node that has all of it."""
+    return _peer(elsewhere[0][0]) if len(elsewhere) == 1 else None
+
+
+def peers_in(services: Iterable[str]) -> set[str]:
+    """The nodes among the services that something leads to."""
+    return {name.removeprefix(_peer("")) for name in services if name.startswith(_peer(""))}
 
 
 def http(mesh: Mesh) -> dict[str, Any]:

@@ -35,6 +35,9 @@ class Served:
     addresses: tuple[str, ...]
     # Other nodes, and how many instances each has.
     elsewhere: tuple[tuple[str, int], ...] = ()
+    # Nobody here keeps it, and nobody waits until the proxy serves it: its file says no more than it must,
+    # because all of them are read whenever one changes.
+    remote: bool = False
 
 
 def is_hostname(text: str) -> bool:
@@ -59,6 +62,8 @@ def digest(served: Served, *, meshed: bool = False) -> str:
 def render(served: Served, *, meshed: bool = False) -> str:
     """The file of one workload: JSON, which is YAML too. `meshed`: other nodes send requests for it here."""
     content = _content(served, meshed)
+    if served.remote:
+        return _text({"http": content})
     marker = {"headers": {"customResponseHeaders": {HEADER: _digest(content)}}}
     return _text({"http": {**content, "middlewares": {f"{served.workload}-confirm": marker}}})
 
@@ -83,20 +88,21 @@ def _content(served: Served, meshed: bool) -> dict[str, Any]:
     check(served)
     name, elsewhere = served.workload, served.elsewhere
     here = mesh_file.here(name) if elsewhere else name
-    routers: dict[str, Any] = {
-        f"{name}-confirm": {
+    only = mesh_file.only(elsewhere) if served.remote else None
+    routers: dict[str, Any] = {}
+    if not served.remote:
+        routers[f"{name}-confirm"] = {
             "rule": f"Path(`{confirm_path(name)}`)",
             "parentRefs": ["confirm"],
             "middlewares": [f"{name}-confirm"],
             "service": "noop@internal",
         }
-    }
     for hostname in sorted(served.hostnames):
         routers[f"{name}-{hostname}"] = {
             "rule": f"Host(`{hostname}`)",
             "parentRefs": [_parent(shard(hostname))],
             "middlewares": [mesh_file.RETRY if elsewhere else "retry"],
-            "service": name,
+            "service": only or name,
         }
         if meshed and served.addresses:
             routers[f"{name}-{hostname}-here"] = {
@@ -109,6 +115,8 @@ def _content(served: Served, meshed: bool) -> dict[str, Any]:
         "servers": [{"url": f"http://{address}"} for address in sorted(served.addresses)],
         "serversTransport": "instances",
     }
+    if only is not None:
+        return {"routers": routers}
     services: dict[str, Any] = {name: {"loadBalancer": instances}}
     if elsewhere:
         services = mesh_file.services(name, instances, len(served.addresses), elsewhere)
@@ -184,12 +192,16 @@ def hostnames_in(text: str) -> Collection[str]:
 
 def peers_in(text: str) -> set[str]:
     """The nodes such a file leads to."""
-    return mesh_file.peers_in(json.loads(text)["http"]["services"])
+    content = json.loads(text)["http"]
+    services = [router["service"] for router in content["routers"].values()]
+    for service in content.get("services", {}).values():
+        services += [part["name"] for part in service.get("weighted", {}).get("services", ())]
+    return mesh_file.peers_in(services)
 
 
 def has_instances(text: str) -> bool:
     """Whether such a file leads to instances of this node."""
-    services = json.loads(text)["http"]["services"].values()
+    services = json.loads(text)["http"].get("services", {}).values()
     return any(service.get("loadBalancer", {}).get("servers") for service in services)
 
 
