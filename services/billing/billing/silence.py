@@ -6,7 +6,7 @@ node comes back, or tells the true stop, the rest is charged then. Runs as a loo
 
 from collections.abc import Callable
 
-from contracts.queries import AllNodes
+from contracts.queries import AllNodes, NodeInfo
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM
 
@@ -33,7 +33,7 @@ class Silence:
         self._charge = charge
 
     async def look(self) -> None:
-        nodes = (await self._runtime.bus.ask(AllNodes())).nodes
+        nodes = await self._nodes()
         since = [node.last_seen_at if node.status == "offline" else None for node in nodes]
         async with self._runtime.store.transaction(PLATFORM) as tx:
             await due.begin(tx)
@@ -51,3 +51,12 @@ class Silence:
             self._runtime.log.warning(
                 "meters follow the node", node=node, spans=sum(row[2] == node for row in rows)
             )
+
+    async def _nodes(self) -> list[NodeInfo]:
+        question, found = AllNodes(limit=200), list[NodeInfo]()
+        while True:
+            page = await self._runtime.bus.ask(question)
+            found += page.nodes
+            if page.next is None:
+                return found
+            question = question.model_copy(update={"after": page.next})
