@@ -2,9 +2,11 @@
 
 Invariant: nothing is taken from a node that is not free there. A decision looks at a sample of the nodes that
 come into question and, where none of it has room, at an index of what is free: it never reads a whole region.
+What it compares lies side by side in memory, so ten thousand nodes are looked at as quickly as a hundred.
 Used by `plan`, through `feasible` and `rank`; kept from batch to batch by `place`.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -83,6 +85,8 @@ class Node:
     version: str = ""
     score: float = field(init=False, default=0.0)
     open_room: Room = field(init=False, default=NOTHING)
+    # Where its fleet keeps its score.
+    seat: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._weigh()
@@ -124,9 +128,12 @@ class Pool:
     is taken it learns when it is looked through in vain.
     """
 
-    def __init__(self, nodes: Iterable[Node], *, failover: bool) -> None:
+    def __init__(self, nodes: Iterable[Node], scores: "array[float]", *, failover: bool) -> None:
         self.nodes = sorted(nodes, key=_name)
         self._failover = failover
+        # Of the fleet, and where those of these nodes are among them.
+        self._scores = scores
+        self._seats = array("l", [node.seat for node in self.nodes])
         self._place = {node.name: i for i, node in enumerate(self.nodes)}
         self._most = [self._measure(start) for start in range(0, len(self.nodes), BLOCK)]
 
@@ -141,6 +148,24 @@ class Pool:
             return nodes
         at, step = seed % count, 1 + (seed >> 12) % (count - 1)
         return [nodes[(at + i * step) % count] for i in range(SAMPLE)]
+
+    def idlest(self, room: Room, seed: int) -> Node | None:
+        """The one with the lowest score of `some` that have this room, the first of equal ones."""
+        nodes, count = self.nodes, len(self.nodes)
+        if count > EXACT:
+            # Mostly the idlest has room, and then no other node is touched.
+            seats, scores = self._seats, self._scores
+            at, step = seed % count, 1 + (seed >> 12) % (count - 1)
+            best, lowest = at, scores[seats[at]]
+            for i in range(1, SAMPLE):
+                place = (at + i * step) % count
+                score = scores[seats[place]]
+                if score < lowest:
+                    best, lowest = place, score
+            if nodes[best].fits(room, failover=self._failover):
+                return nodes[best]
+        having = [node for node in self.some(seed) if node.fits(room, failover=self._failover)]
+        return min(having, key=_score, default=None)
 
     def having(self, room: Room, seed: int = 0) -> Iterator[Node]:
         """Those that have this room, block after block from one the seed names."""
@@ -175,6 +200,8 @@ class Fleet:
         self.pack = pack
         self._nodes: dict[str, Node] = {}
         self._regions: dict[str, dict[str, Node]] = {}
+        self._scores = array("d")
+        self._free_seats: list[int] = []
         # Made when they are asked for, and forgotten when a node comes, goes or becomes of another kind.
         self._named: dict[str, list[Node]] = {}
         self._pools: dict[tuple[str, Needs, bool], Pool] = {}
@@ -206,10 +233,12 @@ class Fleet:
             for name in _CHANGING:
                 setattr(known, name, getattr(node, name))
             known._weigh()
+            self._scores[known.seat] = known.score
             self._grown(known)
             return
         if known is not None:
             self.drop(known.name)
+        self._seat(node)
         self._nodes[node.name] = node
         self._regions.setdefault(node.region, {})[node.name] = node
         self._forget_pools(node.region)
@@ -218,7 +247,16 @@ class Fleet:
         node = self._nodes.pop(name, None)
         if node is not None:
             del self._regions[node.region][name]
+            self._free_seats.append(node.seat)
             self._forget_pools(node.region)
+
+    def _seat(self, node: Node) -> None:
+        if self._free_seats:
+            node.seat = self._free_seats.pop()
+            self._scores[node.seat] = node.score
+        else:
+            node.seat = len(self._scores)
+            self._scores.append(node.score)
 
     def _forget_pools(self, region: str) -> None:
         self._named.pop(region, None)
@@ -228,6 +266,7 @@ class Fleet:
 
     def resize(self, node: Node, old: Room, new: Room) -> None:
         node.resize(old, new)
+        self._scores[node.seat] = node.score
         if not new.holds(old):
             self._grown(node)
 
@@ -242,6 +281,7 @@ class Fleet:
         if pool is None:
             pool = self._pools[key] = Pool(
                 (n for n in self.region(region) if n.online and n.closed is None and unmet(n, needs) is None),
+                self._scores,
                 failover=failover,
             )
         return pool
@@ -271,3 +311,7 @@ def _kind(node: Node) -> tuple[object, ...]:
 
 def _name(node: Node) -> str:
     return node.name
+
+
+def _score(node: Node) -> float:
+    return node.score

@@ -27,14 +27,7 @@ def choose(
     seed = crc32(f"{demand.workload}.{slot[0]}.{slot[1]}".encode())
     if fleet.pack or demand.spread or demand.apart:
         return _arranged(pool, demand, homes, seed, pack=fleet.pack, failover=failover)
-    best: Node | None = None
-    room = demand.room
-    for node in pool.some(seed):
-        if (best is None or node.score < best.score) and (node.free if failover else node.open_room).holds(
-            room
-        ):
-            best = node
-    return best or next(pool.having(room, seed), None)
+    return pool.idlest(demand.room, seed) or next(pool.having(demand.room, seed), None)
 
 
 def _open(
