@@ -43,6 +43,7 @@ FEW = 100
 INSTANCES = 100_000
 REPLICAS = 4
 DURABLE = 40_000
+SINGLE = 10_000
 # A node of 16 cores, 64 GB and 1 TB, whose cores are promised twice.
 MACHINE = Room(32_000, 65_536, 1_000_000)
 PLANS = (Room(500, 512, 5_000), Room(1_000, 2_048, 20_000), Room(4_000, 8_192, 80_000))
@@ -170,7 +171,12 @@ insert into outbox (event_id, subject, payload, headers)
 select * from unnest(%s::text[], %s::text[], %s::bytea[], %s::jsonb[])
 """
 
-_TABLES = ("outbox", "projection", "placement", "workload", "node_sample", "node")
+_TABLES = ", ".join(
+    f"scheduler.{name}"
+    for name in ("outbox", "projection", "placement", "workload", "node_sample", "node_usage", "node")
+)
+_EMPTY = f"truncate {_TABLES}"
+_SETTLE_DOWN = f"vacuum analyze {_TABLES}"
 
 _OVERCOMMITTED = """
 select count(*) from node n left join (
@@ -188,12 +194,12 @@ select (select count(*) from placement), (select count(*) from outbox),
 """
 
 
-def specs(replicas_each: int) -> list[WorkloadSpec]:
+def specs(replicas_each: int, count: int = DURABLE) -> list[WorkloadSpec]:
     chance = random.Random(2)
     found: list[WorkloadSpec] = []
     instances = 0
-    while instances < DURABLE:
-        replicas = min(chance.randint(1, 2 * replicas_each - 1), DURABLE - instances)
+    while instances < count:
+        replicas = min(chance.randint(1, 2 * replicas_each - 1), count - instances)
         cpu, memory, disk = chance.choices(PLANS, SHARES)[0]
         found.append(
             WorkloadSpec(
@@ -228,13 +234,14 @@ class Durable:
         return await self._placed(specs(REPLICAS))
 
     async def placed_singly(self) -> float:
-        return await self._placed(specs(1))
+        return await self._placed(specs(1, SINGLE))
 
     async def _placed(self, wanted: list[WorkloadSpec]) -> float:
-        await self._prepare(wanted)
         placing = Placing(self.runtime, lambda: None)
+        await self._prepare(wanted[:1])
         # A scheduler at work knows its nodes.
         await placing.place()
+        await self._add(wanted[1:])
         ((before, *_),) = await self.runtime.store.read(_STATE)
         began = time.perf_counter()
         while await placing.place():
@@ -243,7 +250,7 @@ class Durable:
         ((placements, events, left),) = await self.runtime.store.read(_STATE)
         ((overcommitted,),) = await self.runtime.store.read(_OVERCOMMITTED)
         self.overcommitted += overcommitted
-        self.lost += left + DURABLE - placements + int(events == 0)
+        self.lost += left + sum(spec.replicas() for spec in wanted) - placements + int(events == 0)
         return float((placements - before) / seconds)
 
     async def bare(self) -> float:
@@ -265,12 +272,16 @@ class Durable:
         return count / (time.perf_counter() - began)
 
     async def _prepare(self, wanted: list[WorkloadSpec]) -> None:
+        await asyncio.to_thread(self._execute, _EMPTY)
         async with self.runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
-            for table in _TABLES:
-                await connection.execute(f"delete from {table}")
             names = [f"n{i:05}" for i in range(NODES)]
             await connection.execute(_NODES, (*MACHINE, *MACHINE, names))
+        await self._add(wanted)
+
+    async def _add(self, wanted: list[WorkloadSpec]) -> None:
+        async with self.runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
             await connection.execute(
                 _WORKLOADS,
                 (
@@ -279,12 +290,11 @@ class Durable:
                     [spec.model_dump_json() for spec in wanted],
                 ),
             )
-        await asyncio.to_thread(self._vacuum)
+        await asyncio.to_thread(self._execute, _SETTLE_DOWN)
 
-    def _vacuum(self) -> None:
+    def _execute(self, statement: str) -> None:
         with psycopg.connect(self.running.postgres.url(database="bench"), autocommit=True) as connection:
-            for table in _TABLES:
-                connection.execute(f"vacuum analyze scheduler.{table}")
+            connection.execute(statement)
 
 
 def _rows(chunk: list[WorkloadSpec], free: Iterator[str]) -> list[tuple[str, tuple[Any, ...]]]:

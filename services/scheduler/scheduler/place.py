@@ -2,12 +2,15 @@
 
 Invariant: a plan is checked again on locked rows before it is written, so schedulers that work at once never
 promise the same room twice. Locks are taken in one order: workloads, nodes by name, placements, projections.
+While the database writes one batch the next is planned; one of them decides and one writes at any time.
 Blocked workloads are taken again as soon as capacity has returned to their region, and those on a node that
 cannot keep them at once. Runs as a loop of `app`.
 """
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from contracts.errors import Unavailable
@@ -24,6 +27,8 @@ from scheduler.reconcile import OFFLINE, Demand, Placed
 from scheduler.roster import Roster
 
 LONGEST_WAIT = 600
+# Batches after which it is asked again what has to be evacuated.
+BATCHES = 16
 
 _LEFT_ALONE = "select name from node where evacuate"
 
@@ -125,16 +130,23 @@ class Placing:
         self._runtime = runtime
         self._project = project
         self._roster = Roster(pack=pack)
+        self._deciding = asyncio.Lock()
+        self._writing = asyncio.Lock()
 
     async def place(self) -> bool:
         """True when there may be more to place."""
         await self._evacuate()
-        try:
-            return await self._place_batch()
-        except Unavailable:
-            raise
-        except Exception as error:
-            self._runtime.log.warning("a batch broke, placing one by one", error=str(error))
+        turns = iter(range(BATCHES))
+        outcomes = await asyncio.gather(
+            self._place_batches(turns), self._place_batches(turns), return_exceptions=True
+        )
+        broken = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for error in broken:
+            if isinstance(error, Unavailable) or not isinstance(error, Exception):
+                raise error
+        if not broken:
+            return any(outcomes)
+        self._runtime.log.warning("a batch broke, placing one by one", error=str(broken[0]))
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
             due = await chosen(connection, None)
@@ -146,6 +158,12 @@ class Placing:
             except Exception as error:
                 await self._set_aside(workload, error)
         return len(due) == BATCH
+
+    async def _place_batches(self, turns: Iterator[int]) -> bool:
+        more = True
+        while more and next(turns, None) is not None:
+            more = await self._place_batch()
+        return more
 
     async def _evacuate(self) -> None:
         found = await self._runtime.store.read(_LEFT_ALONE)
@@ -161,83 +179,111 @@ class Placing:
 
     async def _place_batch(self, only: str | None = None) -> bool:
         roster = self._roster
-        try:
-            async with self._runtime.store.transaction(PLATFORM) as tx:
-                connection = await tx.connection()
-                due = await take(connection, only)
-                if not due:
-                    return False
-                placed = await _placed(connection, list(due))
-                fleet = await roster.refresh(connection)
-                plans = [
-                    make_plan(Demand.of(one.spec, one.bound), placed.get(id, ()), fleet)
-                    for id, one in due.items()
-                ]
-                good = await self._holding(connection, plans)
-                stale = len(good) < len(plans)
-                if stale:
-                    # Others may count as blocked only for room that a stale plan had taken in vain.
-                    good = [plan for plan in good if plan.blocked is None]
-                    kept = {plan.demand.workload for plan in good}
-                    roster.doubt(
-                        p.node for plan in plans if plan.demand.workload not in kept for p in plan.puts
-                    )
-                if good:
-                    await self._write(tx, connection, [(due[p.demand.workload], p) for p in good], fleet)
-        except BaseException:
-            # Whatever was not written was still planned.
-            roster.forget_all()
-            raise
+        async with AsyncExitStack() as deciding, AsyncExitStack() as writing:
+            await deciding.enter_async_context(self._deciding)
+            try:
+                async with self._runtime.store.transaction(PLATFORM) as tx:
+                    connection = await tx.connection()
+                    due = await take(connection, only)
+                    if not due:
+                        return False
+                    placed = await _placed(connection, list(due))
+                    fleet = await roster.refresh(connection)
+                    plans = [
+                        make_plan(Demand.of(one.spec, one.bound), placed.get(id, ()), fleet)
+                        for id, one in due.items()
+                    ]
+                    # Before anybody reads the fleet anew: what has returned by then may be room for these.
+                    regions = {plan.demand.region for plan in plans if plan.blocked is not None}
+                    returned = {region: fleet.returned(region) for region in regions}
+                    await writing.enter_async_context(self._writing)
+                    good = await self._holding(connection, plans, fleet)
+                    stale = len(good) < len(plans)
+                    if stale:
+                        kept = {plan.demand.workload for plan in good}
+                        roster.doubt(
+                            p.node for plan in plans if plan.demand.workload not in kept for p in plan.puts
+                        )
+                    await deciding.aclose()
+                    if good:
+                        decided = [(due[plan.demand.workload], plan) for plan in good]
+                        await self._write(tx, connection, decided, fleet, returned)
+                roster.committed()
+            except BaseException:
+                # Whatever was not written was still planned.
+                roster.forget_all()
+                raise
         return stale or len(due) == BATCH
 
-    async def _holding(self, connection: AsyncConnection[Any], plans: Sequence[Plan]) -> list[Plan]:
+    async def _holding(
+        self, connection: AsyncConnection[Any], plans: Sequence[Plan], fleet: Fleet
+    ) -> list[Plan]:
         """The plans that still hold now that nobody else can change the nodes they use."""
         touched = {put.node for plan in plans for put in plan.puts}
         changed = await self._roster.lock(connection, touched)
         # A slot that was to return may have finished leaving before its node was locked.
         returning = list({plan.demand.workload for plan in plans for put in plan.puts if put.was != NOTHING})
-        if not changed and not returning:
-            return list(plans)
-        still = await _placed(connection, returning) if returning else {}
-        known = touched - changed.keys()
-        nodes = {name: node for name, node in changed.items() if node is not None}
-        return [
-            plan
-            for plan in plans
-            if recheck(plan, nodes, {(p.slot, p.node) for p in still.get(plan.demand.workload, ())}, known)
-        ]
+        good = list(plans)
+        if changed or returning:
+            still = await _placed(connection, returning) if returning else {}
+            known = touched - changed.keys()
+            nodes = {name: node for name, node in changed.items() if node is not None}
+            good = [
+                plan
+                for plan in plans
+                if recheck(
+                    plan, nodes, {(p.slot, p.node) for p in still.get(plan.demand.workload, ())}, known
+                )
+            ]
+        if len(good) < len(plans) or self._roster.fleet is not fleet:
+            # Nobody counts as blocked for room that was taken in vain: by a stale plan, or by a batch before
+            # that was not written after all.
+            good = [plan for plan in good if plan.blocked is None]
+        return good
 
     async def _write(
-        self, tx: Tx, connection: AsyncConnection[Any], decided: Sequence[tuple[Due, Plan]], fleet: Fleet
+        self,
+        tx: Tx,
+        connection: AsyncConnection[Any],
+        decided: Sequence[tuple[Due, Plan]],
+        fleet: Fleet,
+        returned: Mapping[str, int],
     ) -> None:
+        plans = [plan for _, plan in decided]
         revisions = {due.spec.id: due.revision + 1 for due, _ in decided}
-        taken = await _write_slots(connection, [plan for _, plan in decided], revisions)
+        told = await _told(connection, decided, revisions)
+        named = {workload for _, workload, *_ in told}
+        taken = _taken(plans)
         # Where a slot has become smaller, capacity has returned: the row counts that, memory does not.
-        smaller = [name for name, room in taken.items() if min(room) < 0]
-        self._roster.doubt(smaller)
-        if taken:
-            await self._roster.written(connection, taken.keys() - smaller)
-        told = await _project(connection, decided, revisions)
-        regions = {plan.demand.region for _, plan in decided if plan.blocked is not None}
-        returned = {region: fleet.returned(region) for region in regions}
+        self._roster.doubt(name for name, room in taken.items() if min(room) < 0)
+        await self._roster.writing(connection)
         ids = [due.spec.id for due, _ in decided]
         settled = (
             _array(ids),
             _array(
                 [
-                    revisions[id] if id in told else due.revision
+                    revisions[id] if id in named else due.revision
                     for id, (due, _) in zip(ids, decided, strict=True)
                 ]
             ),
-            [plan.held for _, plan in decided],
-            [None if plan.blocked is None else Jsonb(dict(plan.blocked)) for _, plan in decided],
-            [None if plan.blocked is None else returned[plan.demand.region] for _, plan in decided],
+            [plan.held for plan in plans],
+            [None if plan.blocked is None else Jsonb(dict(plan.blocked)) for plan in plans],
+            [None if plan.blocked is None else returned[plan.demand.region] for plan in plans],
             [due.bound if plan.held else plan.demand.bound for due, plan in decided],
         )
-        await connection.execute(_SETTLE, settled, prepare=True)
-        for due, plan in decided:
-            self._tell(tx, due, plan, fleet)
-        slots = sum(len(plan.puts) for _, plan in decided)
+        # Sent without a pause, so that the database is busy with one while the next one is made ready.
+        async with connection.pipeline():
+            await _write_slots(connection, plans, revisions)
+            if taken:
+                sizes = (_array([room[i] for room in taken.values()]) for i in range(3))
+                await connection.execute(_RESERVE, (_array(taken), *sizes), prepare=True)
+            if told:
+                columns = [_array([row[i] for row in told]) for i in range(4)]
+                await connection.execute(_PROJECT, columns, prepare=True)
+            await connection.execute(_SETTLE, settled, prepare=True)
+            for due, plan in decided:
+                self._tell(tx, due, plan, fleet)
+        slots = sum(len(plan.puts) for plan in plans)
         self._runtime.log.info("placed", workloads=len(decided), slots=slots)
         if told:
             tx.after_commit(self._project)
@@ -305,10 +351,21 @@ async def _placed(connection: AsyncConnection[Any], workloads: list[str]) -> dic
     return placed
 
 
+def _taken(plans: Sequence[Plan]) -> dict[str, list[int]]:
+    """By how much the reservations of nodes change."""
+    taken: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for plan in plans:
+        for put in plan.puts:
+            total, new, old = taken[put.node], put.room, put.was
+            total[0] += new[0] - old[0]
+            total[1] += new[1] - old[1]
+            total[2] += new[2] - old[2]
+    return {name: room for name, room in taken.items() if any(room)}
+
+
 async def _write_slots(
     connection: AsyncConnection[Any], plans: Sequence[Plan], revisions: Mapping[str, int]
-) -> dict[str, list[int]]:
-    """Returns by how much the reservations of nodes have changed."""
+) -> None:
     puts = [(plan.demand.workload, put) for plan in plans for put in plan.puts]
     leaves = [
         (plan.demand.workload, *removal.slot, removal.node, revisions[plan.demand.workload])
@@ -327,13 +384,6 @@ async def _write_slots(
     ]
     if moved:
         await connection.execute(_RELIEVE, _columns(moved, 4), prepare=True)
-    taken: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for plan in plans:
-        for put in plan.puts:
-            total, new, old = taken[put.node], put.room, put.was
-            total[0] += new[0] - old[0]
-            total[1] += new[1] - old[1]
-            total[2] += new[2] - old[2]
     if puts:
         columns = (
             _array([workload for workload, _ in puts]),
@@ -343,24 +393,20 @@ async def _write_slots(
             *(_array([put.room[i] for _, put in puts]) for i in range(3)),
         )
         await connection.execute(_PUT, columns, prepare=True)
-    if taken := {name: room for name, room in taken.items() if any(room)}:
-        sizes = (_array([room[i] for room in taken.values()]) for i in range(3))
-        await connection.execute(_RESERVE, (_array(taken), *sizes), prepare=True)
-    return taken
 
 
-async def _project(
+async def _told(
     connection: AsyncConnection[Any], decided: Sequence[tuple[Due, Plan]], revisions: Mapping[str, int]
-) -> set[str]:
-    """Notes which nodes have to be told; gives the workloads for which there are any."""
+) -> list[tuple[str, str, int, int]]:
+    """Which nodes have to be told of which workloads: how many slots there, and the revision."""
     changed = {
         due.spec.id for due, plan in decided if not plan.held and due.generation_in_force != due.generation
     }
     known: dict[str, set[str]] = defaultdict(set)
     # What was never told of has nobody who was told.
-    told = [due.spec.id for due, _ in decided if due.revision and due.spec.id in changed]
-    if told:
-        cursor = await connection.execute(_TOLD_NODES, (told,), prepare=False)
+    before = [due.spec.id for due, _ in decided if due.revision and due.spec.id in changed]
+    if before:
+        cursor = await connection.execute(_TOLD_NODES, (before,), prepare=False)
         for workload, node in await cursor.fetchall():
             known[workload].add(node)
     rows: list[tuple[str, str, int, int]] = []
@@ -375,10 +421,7 @@ async def _project(
         if workload in changed:
             nodes.update(count, known.get(workload, ()))
         rows += [(node, workload, count.get(node, 0), revisions[workload]) for node in nodes]
-    if rows:
-        columns = [_array([row[i] for row in rows]) for i in range(4)]
-        await connection.execute(_PROJECT, columns, prepare=True)
-    return {row[1] for row in rows}
+    return rows
 
 
 def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:

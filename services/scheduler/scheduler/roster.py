@@ -2,11 +2,14 @@
 
 Before each batch the rows that others have changed since the last one are read, and only those. A row is
 known by the transaction that wrote it: where the lock finds the same one, a plan made on it holds as it is.
-What is not certain is forgotten and read again, so memory can be wrong about a node but never act on it. Used
-by `place`.
+What is not certain is forgotten and read again, so memory can be wrong about a node but never act on it.
+
+While one batch is written the next one is planned: the nodes that the first has locked are then ahead of the
+rows that can be read, and stay as they are remembered. Used by `place`.
 """
 
 import gc
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,23 +54,31 @@ _NONE: frozenset[tuple[str, str]] = frozenset()
 
 
 MANY = 1000
+# Transactions of ours that a snapshot may not have seen: one that writes while the next one is planned.
+RECENT = 8
 
 
 class Roster:
     def __init__(self, *, pack: bool) -> None:
         self._pack = pack
+        # What the transaction that writes has locked; and of that, what is as it is remembered.
+        self._locked: set[str] = set()
+        self._held: set[str] = set()
         self.forget_all()
 
     def forget_all(self) -> None:
         self.fleet = Fleet(pack=self._pack)
         self._snapshot: str | None = None
         # Transactions of ours, whose effect on the nodes is known.
-        self._ours: list[str] = []
+        self._ours: deque[str] = deque(maxlen=RECENT)
         self._doubtful: set[str] = set()
+        self._held = set()
 
     def doubt(self, names: Iterable[str]) -> None:
         """What is remembered of these may not be so."""
-        self._doubtful.update(names)
+        doubtful = set(names)
+        self._doubtful |= doubtful
+        self._held = self._held - doubtful
 
     async def refresh(self, connection: AsyncConnection[Any]) -> Fleet:
         """The fleet as it is: read whole the first time, and where nodes are gone."""
@@ -76,7 +87,8 @@ class Roster:
         assert row is not None, "an aggregate has a row"
         snapshot, count = row
         if self._snapshot is not None:
-            parameters = self._snapshot, self._ours, list(self._doubtful)
+            doubtful, self._doubtful = self._doubtful, set()
+            parameters = self._snapshot, list(self._ours), list(doubtful)
             cursor = await connection.execute(_CHANGED, parameters, prepare=True)
             self._take(await cursor.fetchall())
         if self._snapshot is None or len(self.fleet) != count:
@@ -87,34 +99,40 @@ class Roster:
                 gc.unfreeze()
                 gc.collect()
                 gc.freeze()
-        self._snapshot, self._ours = snapshot, []
-        self._doubtful.clear()
+        self._snapshot = snapshot
         return self.fleet
 
     async def lock(self, connection: AsyncConnection[Any], names: Iterable[str]) -> dict[str, Node | None]:
         """Nobody else can change these any more; returns those that are not as they are remembered, none for
-        one that is gone."""
+        one that is gone. One transaction at a time, until `committed`."""
         chosen = sorted(set(names))
-        found = [self.fleet.node(name) for name in chosen]
+        found = [None if name in self._doubtful else self.fleet.node(name) for name in chosen]
         known = [None if node is None else node.version for node in found]
         cursor = await connection.execute(_LOCK, (chosen, known, chosen), prepare=False)
         rows = await cursor.fetchall()
+        self._held, self._locked = set(chosen), set(chosen)
         self.doubt(row[0] for row in rows)
         return {row[0]: None if row[1] is None else _node(row) for row in rows}
 
-    async def written(self, connection: AsyncConnection[Any], names: Iterable[str]) -> None:
-        """These rows have just been changed, to what is remembered of them."""
+    async def writing(self, connection: AsyncConnection[Any]) -> None:
+        """What is locked is about to be changed, to what is remembered of it."""
         row = await (await connection.execute(_OURS, prepare=True)).fetchone()
         assert row is not None, "a function has a value"
         self._ours.append(row[0])
-        for name in names:
+        for name in self._held:
             node = self.fleet.node(name)
             if node is not None:
                 node.version = row[0]
 
+    def committed(self) -> None:
+        # Whoever has read these meanwhile has read what they were before.
+        self.doubt(self._locked - self._held)
+        self._held, self._locked = set(), set()
+
     def _take(self, rows: Sequence[Sequence[Any]]) -> None:
         for row in rows:
-            self.fleet.put(_node(row))
+            if row[0] not in self._held:
+                self.fleet.put(_node(row))
 
 
 def _node(row: Sequence[Any]) -> Node:
