@@ -9,6 +9,7 @@ writes the same rows in batches of the same size, with nothing to read, to decid
 
 import asyncio
 import gc
+import heapq
 import itertools
 import random
 import statistics
@@ -77,7 +78,7 @@ class Decisions:
         self.unplaced = 0
         self.overcommitted = 0
         self.waste = 0.0
-        self.spread = 0.0
+        self.fullest = 0.0
 
     async def many(self) -> float:
         return self._decide(NODES, self.demands)
@@ -109,8 +110,7 @@ class Decisions:
         )
         most = max(sum(total[i] for total in sums.values()) / part for i, part in enumerate(size))
         self.waste = len(sums) / most
-        scores = [node.score for node in fleet.region("eu")]
-        self.spread = max(scores) - sum(scores) / len(scores)
+        self.fullest = max(node.score for node in fleet.region("eu"))
         return sum(len(plan.slots) for plan in plans) / seconds
 
     def packed(self) -> float:
@@ -119,9 +119,21 @@ class Decisions:
         return self.waste
 
     def balanced(self) -> float:
-        """How much fuller the fullest node is than the mean."""
+        """How full the fullest node is, against what it is when every workload goes to the idlest of all."""
         self._decide(NODES, self.demands)
-        return self.spread
+        nodes = machines(NODES)
+        idlest = [(node.score, i) for i, node in enumerate(nodes)]
+        for demand in self.demands:
+            node, left = nodes[idlest[0][1]], len(demand.slots)
+            while left:
+                # Replicas stay together while there is room.
+                if not node.fits(demand.room):
+                    heapq.heapreplace(idlest, (node.score, idlest[0][1]))
+                    node = nodes[idlest[0][1]]
+                node.resize(NOTHING, demand.room)
+                left -= 1
+            heapq.heapreplace(idlest, (node.score, idlest[0][1]))
+        return self.fullest / max(node.score for node in nodes)
 
 
 # --- for good -------------------------------------------------------------------------------------------
@@ -383,10 +395,10 @@ async def main() -> int:
         at_most("placement.overcommitted_nodes", decisions.overcommitted, 0),
         at_most("placement.unplaced", decisions.unplaced, 0),
         at_most(
-            "placement.fullest_node_over_mean",
+            "placement.fullest_node_to_all_compared",
             decisions.balanced(),
-            0.25,
-            "when balancing; of a node's whole capacity",
+            1.25,
+            "when balancing: the fullest node, against every workload going to the idlest of all nodes",
         ),
         at_most(
             "placement.packed_to_lower_bound",

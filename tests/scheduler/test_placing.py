@@ -1,6 +1,8 @@
 """From a customer's wish to a node's order, on real servers: placed, blocked, woken, moved, gone."""
 
 import asyncio
+import itertools
+from typing import Any
 
 import pytest
 from contracts.events import AlertRaised, AppChanged, AppDeleted, PlacementBlocked, PlacementDecided
@@ -8,6 +10,7 @@ from contracts.ids import new_id
 from contracts.workload import Limits, Needs, Process, Slot
 from psycopg.errors import CheckViolation
 from runtime.store import PLATFORM
+from scheduler import due, place
 from scheduler.place import Placing
 from scheduler.workloads import Workloads
 from sqlalchemy import text
@@ -232,7 +235,21 @@ async def test_a_larger_plan_without_room_leaves_the_running_release_alone(sched
 # --- many at once, and one that breaks ---------------------------------------------------------------
 
 
-async def test_schedulers_that_place_at_once_never_promise_the_same_room_twice(stage: Stage) -> None:
+async def test_schedulers_that_place_at_once_never_promise_the_same_room_twice(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In small batches, so that each plans one while it writes another; some break when they are written, and
+    the nodes go on reporting."""
+    for module in (due, place):
+        monkeypatch.setattr(module, "BATCH", 4)
+    write, writes = Placing._write, itertools.count()
+
+    async def breaks(placing: Placing, *args: Any) -> None:
+        await write(placing, *args)
+        if next(writes) % 7 == 6 and len(args[2]) > 1:
+            raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(Placing, "_write", breaks)
     harness = stage.harness
     for name in ("n1", "n2", "n3"):
         async with stage.runtime.store.transaction(PLATFORM) as tx:
@@ -248,7 +265,16 @@ async def test_schedulers_that_place_at_once_never_promise_the_same_room_twice(s
                 await adopting.adopt([spec(processes=web(2)) for _ in range(8)], tx)
             await placing[runtime_index].place()
 
-    await asyncio.gather(*(wanted(i) for i in range(len(replicas))))
+    async def reported() -> None:
+        for i in range(40):
+            async with stage.runtime.store.transaction(PLATFORM) as tx:
+                await tx.execute(
+                    text("update node set load = load + 1 where name = :name"), {"name": f"n{i % 3 + 1}"}
+                )
+            await asyncio.sleep(0.02)
+
+    await asyncio.gather(reported(), *(wanted(i) for i in range(len(replicas))))
+    assert next(writes) > 7
     while await placing[0].place():
         pass
     rows = await stage.runtime.store.read(
