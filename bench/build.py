@@ -58,7 +58,7 @@ ENV NODE_EXTRA_CA_CERTS=/run/ca.pem
 COPY package.json package-lock.json ./
 RUN npm ci
 COPY . ./
-RUN npm run build && npm prune --omit=dev
+RUN npm run build
 FROM berth/node:24
 WORKDIR /app
 ENV NODE_ENV=production PORT=8080

@@ -16,7 +16,7 @@ from contracts.errors import ProviderFailed, Unavailable
 from contracts.reports import BuildLog, LogLine
 from contracts.workload import BuildCancelled, BuildFailed, BuildSettings, BuildSucceeded, GitSource
 from runtime.runtime import Runtime
-from runtime.store import PLATFORM
+from runtime.store import PLATFORM, Tx
 from sqlalchemy import select, text, update
 
 from tests.builder.gateway import Gateway, spec
@@ -473,20 +473,24 @@ async def test_who_lost_a_build_cannot_end_it(gateway: Gateway) -> None:
     alive = await claimed(gateway, queue)
     assert alive.row.attempts == 2
     result = BuildFailed(step="build", exit_code=1, message="by the ghost")
-    for attempt in (
-        ghost.flush(),
-        queue.finish(dead, result),
-        queue.retry(dead),
-        queue.give_back(dead),
-    ):
+
+    async def finish(claimed: Claimed, words: str) -> None:
+        async with runtime.store.transaction(PLATFORM) as tx:
+            await queue.finish(tx, claimed, result.model_copy(update={"message": words}))
+
+    async def retry(claimed: Claimed) -> None:
+        async with runtime.store.transaction(PLATFORM) as tx:
+            await queue.retry(tx, claimed)
+
+    for attempt in (ghost.flush(), finish(dead, "by the ghost"), retry(dead), queue.give_back(dead)):
         with pytest.raises(LeaseLost):
             await attempt
     writer = LogWriter(runtime, alive.row, alive.holder, 10_000)
     await writer.write("build", "stdout", "two")
     await writer.flush()
-    await queue.finish(alive, result.model_copy(update={"message": "by the living"}))
+    await finish(alive, "by the living")
     with pytest.raises(LeaseLost):
-        await queue.finish(alive, result)
+        await finish(alive, "twice")
     [row] = await rows(runtime)
     assert "by the living" in (row.result or "")
     asked = queries.BuildLogAfter(deployment=request.deployment)

@@ -16,6 +16,7 @@ from contracts.errors import BerthError, InvalidInput, TooLarge, Unavailable
 from contracts.queries import ImageExistence, ImageLookup
 from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, Commit, GitSource, ImageSource
 from runtime.runtime import Runtime
+from runtime.store import Tx
 
 from builder import classic, context, lifecycle, recipe
 from builder.build_log import LeaseLost, LogWriter
@@ -90,13 +91,16 @@ class Builds:
     async def _attempt(self, claimed: Claimed, writer: LogWriter) -> None:
         try:
             result = await self._result(claimed, writer)
+
+            async def end(tx: Tx) -> None:
+                if result is None:
+                    await self.queue.retry(tx, claimed)
+                else:
+                    await self.queue.finish(tx, claimed, result)
+
             while True:
                 try:
-                    await writer.flush()
-                    if result is None:
-                        await self.queue.retry(claimed)
-                    else:
-                        await self.queue.finish(claimed, result)
+                    await writer.flush(end)
                     return
                 except Unavailable as error:
                     # A finished build is not thrown away because the database is away for a moment.

@@ -8,7 +8,7 @@ must not be shown is masked before anything else happens to a line.
 import asyncio
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from json.encoder import encode_basestring
 
 from contracts.errors import Unavailable
@@ -40,6 +40,7 @@ _OPEN = ("queued", "building")
 
 # Lines with their sequences, in JSON.
 Batch = list[tuple[int, bytes]]
+End = Callable[[Tx], Awaitable[None]]
 
 
 class LeaseLost(Exception):
@@ -137,18 +138,23 @@ class LogWriter:
                 # The database comes back, or the lease runs out; what is written meanwhile waits.
                 self._arrived.set()
 
-    async def flush(self) -> None:
+    async def flush(self, end: End | None = None) -> None:
+        """`end`: what becomes of the build, in the transaction of its last lines."""
         async with self._storing:
             self._arrived.clear()
-            while self._waiting:
+            while self._waiting or end is not None:
                 batch = _batch(self._waiting)
                 async with self._runtime.store.transaction(PLATFORM) as tx:
-                    stored = await self._store(tx, batch)
+                    stored = await self._store(tx, batch) if batch else 0
+                    if end is not None and len(batch) == len(self._waiting):
+                        await end(tx)
+                        end = None
                 while self._waiting and self._waiting[0][0] <= stored:
                     self._waiting_size -= len(self._waiting.popleft()[1])
                 if self._waiting_size < _MOST_WAITING // 2:
                     self._room.set()
-                await self._report(batch)
+                if batch:
+                    await self._report(batch)
 
     async def _report(self, batch: Batch) -> None:
         envelope = BuildLog(build=self._build, deployment=self._deployment, lines=())

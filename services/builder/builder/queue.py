@@ -208,17 +208,15 @@ class Queue:
             except Exception as error:
                 log.warning("a lease could not be renewed yet", build=build, error=str(error))
 
-    async def finish(self, claimed: Claimed, result: BuildResult) -> None:
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            self._end(tx, await self._held(tx, claimed), result)
+    async def finish(self, tx: Tx, claimed: Claimed, result: BuildResult) -> None:
+        self._end(tx, await self._held(tx, claimed), result)
 
-    async def retry(self, claimed: Claimed) -> None:
+    async def retry(self, tx: Tx, claimed: Claimed) -> None:
         """Gives the build back, to be begun again after a pause."""
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            row = await self._held(tx, claimed)
-            pause = _RETRY_SECONDS[min(row.attempts, len(_RETRY_SECONDS)) - 1]
-            row.lease_holder = None
-            row.lease_until = self._runtime.clock.now() + timedelta(seconds=pause)
+        row = await self._held(tx, claimed)
+        pause = _RETRY_SECONDS[min(row.attempts, len(_RETRY_SECONDS)) - 1]
+        row.lease_holder = None
+        row.lease_until = self._runtime.clock.now() + timedelta(seconds=pause)
 
     async def give_back(self, claimed: Claimed) -> None:
         """This builder stops: the attempt counts as never made, and another may begin at once."""

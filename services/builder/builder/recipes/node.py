@@ -19,6 +19,7 @@ from builder.recipes.rendering import (
     copy_built,
     copy_source,
     finished,
+    run_all,
     run_stage,
     runs,
 )
@@ -120,7 +121,8 @@ def _recipe(case: Case) -> Recipe:
     manager = manager_of(source)
     asked = _asked(source, package)
     preset = case.preset("node", "Node.js", (lambda version: fits(asked, version)) if asked else None)
-    built = case.build_command(preset, f"{manager.name} run build" if "build" in scripts else None)
+    usual = f"{manager.name} run build" if "build" in scripts else None
+    built = case.build_command(preset, usual)
     start = _start(source, package, scripts)
     folder = _site(package) if start is None and built else None
     explicit = case.settings.start_command or case.processes.get("web") or preset.start_command
@@ -143,9 +145,11 @@ def _recipe(case: Case) -> Recipe:
     )
     whole = copy_source() in install
     if built or _lifecycle(scripts):
-        build += ([] if whole else [copy_source()]) + runs((built,))
-        if folder is None:
-            build += runs((f"if [ -d node_modules ]; then {manager.prune}; fi",))
+        prune = None
+        if folder is None and (_texts(package.get("devDependencies")) or _workspaces(source)):
+            prune = f"if [ -d node_modules ]; then {manager.prune}; fi"
+        build += [] if whole else [copy_source()]
+        build += run_all(built, prune) if built == usual else runs((built, prune))
         whole = True
     if folder is not None and explicit is None:
         return site.built(
@@ -176,7 +180,12 @@ def _install(
         listed = copy(source.of("package.json", *_LOCKS, *_SETTINGS))
         if source.below(".yarn"):
             listed += ["COPY source/.yarn ./.yarn"]
-    return [*runs((fetch,)), *listed, *runs((command, "mkdir -p node_modules"))]
+    there = "mkdir -p node_modules"
+    return [
+        *runs((fetch,)),
+        *listed,
+        *(runs((command, there)) if preset_command else run_all(command, there)),
+    ]
 
 
 def _lifecycle(scripts: Mapping[str, str]) -> bool:
