@@ -5,6 +5,7 @@ everybody else; `eventually` waits for what asynchronous parts promise.
 """
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,13 @@ SECRET = "tests-only-9f2b7c1e4d8a6053-tests-only"
 TEMPLATE = "template_berth"
 NODES = ("local", "n1", "n2", "n3", "journey", "examples", "sources", "crash", "outlive", "bench")
 EVERYTHING = "tests"
+
+
+def address_of(network: Any) -> str:
+    """The machine's own address in a network of the engine, which does not tell it of a bridge that was there
+    before it."""
+    config = network["IPAM"]["Config"][0]
+    return str(config.get("Gateway") or next(ipaddress.ip_network(config["Subnet"]).hosts()))
 
 
 def free_port() -> int:

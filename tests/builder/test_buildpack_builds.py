@@ -13,7 +13,7 @@ from contracts.workload import BuildFailed, BuildSettings, BuildSucceeded, Runti
 
 from tests.builder.cnb_images import CnbImages, cnb_images
 from tests.builder.gateway import Gateway
-from tests.harness import eventually
+from tests.harness import address_of, eventually
 from tests.ports.git_server import GitServer, git_server
 from tests.ports.image_builders import URL, clear, docker_builder
 
@@ -118,7 +118,7 @@ async def real(further_images: None) -> AsyncIterator[CnbImages]:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GitServer]:
     # Of the engine's own bridge: that of the builds goes with the last builder.
     network = await EngineApi(URL).call("GET", "/networks/bridge")
-    address = network["IPAM"]["Config"][0]["Gateway"]
+    address = address_of(network)
     with git_server(tmp_path_factory.mktemp("buildpacks"), address) as server:
         server.repository("greeting", folder(EXAMPLE / "buildpack"))
         server.repository("second", SECOND)

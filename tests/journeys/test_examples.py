@@ -11,7 +11,7 @@ import pytest
 
 from tests.builder.cnb_images import cnb_images
 from tests.customer import Customer, archive, folder
-from tests.harness import eventually
+from tests.harness import address_of, eventually
 from tests.platform import ADMIN, Platform, platform
 from tests.ports.git_server import GitServer, git_server
 
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str | None, str, str, str]] = {
 def repositories(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
     """Where a buildpack comes from."""
     client = docker.from_env()
-    address = client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    address = address_of(client.networks.get("bridge").attrs)
     client.close()
     with git_server(tmp_path_factory.mktemp("repositories"), address) as server:
         server.repository("greeting", texts(EXAMPLES / "hello-buildpack" / "buildpack"))

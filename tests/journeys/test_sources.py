@@ -9,7 +9,7 @@ import docker
 import pytest
 
 from tests.customer import Customer
-from tests.harness import eventually
+from tests.harness import address_of, eventually
 from tests.platform import ADMIN, Platform, platform
 from tests.ports.registry import PASSWORD, USER, registry, saved
 from tests.ports.ssh_server import SshServer, new_key, ssh_server
@@ -34,7 +34,7 @@ def app(word: str) -> str:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     client = docker.from_env()
-    yield client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    yield address_of(client.networks.get("bridge").attrs)
     client.close()
 
 
