@@ -16,7 +16,7 @@ from contracts.errors import ProviderFailed, Unavailable
 from contracts.reports import BuildLog, LogLine
 from contracts.workload import BuildCancelled, BuildFailed, BuildSettings, BuildSucceeded, GitSource
 from runtime.runtime import Runtime
-from runtime.store import PLATFORM, Tx
+from runtime.store import PLATFORM
 from sqlalchemy import select, text, update
 
 from tests.builder.gateway import Gateway, spec

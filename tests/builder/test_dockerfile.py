@@ -1,7 +1,7 @@
 """What a Dockerfile may name: the engine would take a few digits for any image, and fetch any address."""
 
 import pytest
-from builder.dockerfile import bases, triggers
+from builder.dockerfile import bases, renamed, triggers
 from builder.image_builder import StepFailed
 
 GOOD = {
@@ -101,3 +101,29 @@ def test_triggers_of_a_base_image() -> None:
         triggers(["COPY --from=ab / /"])
     with pytest.raises(StepFailed, match="ADD with an address"):
         triggers(["ADD http://x /y"])
+
+
+PRIVATE = {"ghcr.io/a/b:1": "here/1", "ghcr.io/a/c:2": "here/2"}
+RENAMED = {
+    "plain": ("FROM ghcr.io/a/b:1\nRUN x\n", "FROM here/1\nRUN x\n"),
+    "by arguments": (
+        "ARG T=1\nFROM --platform=x/y ghcr.io/a/b:${T} AS one\nFROM one\nCOPY --from=ghcr.io/a/c:2 x y",
+        "ARG T=1\nFROM --platform=x/y here/1 AS one\nFROM one\nCOPY --from=here/2 x y",
+    ),
+    "continued": (
+        "FROM \\\n# ghcr.io/a/b:1\n  ghcr.io/a/b:1 \\\n  AS x\nRUN echo FROM ghcr.io/a/b:1\n",
+        "FROM \\\n# ghcr.io/a/b:1\n  here/1 \\\n  AS x\nRUN echo FROM ghcr.io/a/b:1\n",
+    ),
+    "others": ("FROM ghcr.io/a/b:11\nFROM alpine:3", "FROM ghcr.io/a/b:11\nFROM alpine:3"),
+}
+
+
+@pytest.mark.parametrize(("text", "wanted"), RENAMED.values(), ids=RENAMED.keys())
+def test_private_images_have_names_of_their_own(text: str, wanted: str) -> None:
+    assert renamed(text, PRIVATE, {}) == wanted
+    assert bases(wanted, {}) == tuple(PRIVATE.get(name, name) for name in bases(text))
+
+
+def test_a_private_image_is_named_in_one_piece() -> None:
+    with pytest.raises(StepFailed, match="write its name plainly"):
+        renamed("FROM ghcr.io/\\\na/b:1\n", PRIVATE, {})

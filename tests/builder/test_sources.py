@@ -162,6 +162,19 @@ async def test_an_image_is_pulled_and_not_built(
     assert SECRET not in repr(await gateway.log(request)) + finished.model_dump_json()
 
 
+async def test_the_log_in_opens_what_is_built_on(
+    build: Any, gateway: Gateway, images: FakeImageBuilder
+) -> None:
+    """Where the Dockerfile names an image of that registry, and in no other build."""
+    login = RegistryLogin(host="ghcr.io", user="shop", password=SECRET)
+    for base, told in (("ghcr.io/shop/base:1", login), ("quay.io/shop/base:1", None), ("alpine:3", None)):
+        request = gateway.upload({"Dockerfile": f"FROM {base}\nRUN echo hello\n"})
+        gateway.credentials[request.workload] = {"registry": login}
+        assert isinstance((await build(request)).result, BuildSucceeded)
+        assert images.logins[-1] == told
+        assert SECRET not in repr(await gateway.log(request))
+
+
 async def test_a_registry_that_is_away_is_asked_again(
     build: Any, gateway: Gateway, images: FakeImageBuilder
 ) -> None:

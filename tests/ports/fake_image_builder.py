@@ -51,6 +51,7 @@ class FakeImageBuilder:
         # Containers of builds under way, as (build, attempt).
         self.containers: set[tuple[str, str]] = set()
         self.builds: list[Order] = []
+        self.logins: list[RegistryLogin | None] = []
         # Reference -> what is there to stand on.
         self.found: dict[str, FoundImage] = {}
         # (order's cache, kind) -> files: what an app's builds keep for the next one.
@@ -112,7 +113,9 @@ class FakeImageBuilder:
         target: str | None = None,
         arguments: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        login: RegistryLogin | None = None,
     ) -> BuiltImage:
+        self.logins.append(login)
         self.builds.append(order)
         self.containers.add((order.build, order.attempt))
         try:

@@ -82,6 +82,9 @@ async def test_a_digest_is_taken_at_its_word(builder: Any, reference: ImageRefer
     wrong = replace(pinned, digest="sha256:" + "0" * 64)
     with pytest.raises(StepFailed):
         await builder.pull(new_order(), wrong, login(reference), said)
+    # Who knows it, and may not read it, is not given what the engine has of it.
+    with pytest.raises(StepFailed):
+        await builder.pull(new_order(), pinned, None, said)
 
 
 async def test_without_the_right_log_in(
@@ -133,3 +136,39 @@ async def test_what_an_app_is_made_of_stays_everybodys_base(builder: Any) -> Non
     await API.call("POST", f"/images/{BASE}/tag", where)
     files: io.BytesIO = context({"Dockerfile": f"FROM {BASE}\nRUN true\n"})
     await builder.build(new_order(), files, "Dockerfile", (BASE,), Said())
+
+
+@pytest.mark.promise("U20")
+async def test_a_build_stands_on_a_private_image_and_nobody_else_can(
+    builder: Any, reference: ImageReference
+) -> None:
+    """The log-in opens the base of this build alone: not its name, its digest, its layers, nor the build's
+    own name for it are of use to a stranger on the same engine."""
+    text = f"ARG TAG={reference.tag}\nFROM {reference.repository}:$TAG AS base\nFROM {BASE}\n"
+    text += f"COPY --from={reference} /hello /hello\nRUN env && test -e /hello\n"
+    order, said = replace(new_order(), cache="elsewhere"), Said()
+    image = await builder.build(
+        order, context({"Dockerfile": text}), "Dockerfile", (str(reference), BASE), said,
+        login=login(reference),
+    )  # fmt: skip
+    found = await API.call("GET", f"/images/{image.id}/json")
+    told = (
+        repr(said.lines) + repr(found["Config"]) + repr(await API.call("GET", f"/images/{image.id}/history"))
+    )
+    assert PASSWORD not in told
+    assert any(f"COPY --from={reference}" in line for line in said.of("platform"))
+
+    digest = next(line for line in said.of("platform") if "sha256:" in line).rpartition(" ")[2]
+    own = f"{PREFIX}/base/{order.workload}:{order.deployment}-0"
+    assert await API.call("GET", f"/images/{own}/json")
+    for name in (str(reference), f"{reference.repository}@{digest}", own):
+        for given in (None, login(reference, "wrong")):
+            files = context({"Dockerfile": f"FROM {name}\n"})
+            with pytest.raises(StepFailed):
+                await builder.build(new_order(), files, "Dockerfile", (name,), Said(), login=given)
+    # It is removed with what was built on it.
+    kept = [k for k in await builder.images() if k.deployment == order.deployment]
+    assert {name for k in kept for name in k.tags} == {own, f"{PREFIX}/{order.workload}:{order.deployment}"}
+    assert all([await builder.remove(k) for k in sorted(kept, key=lambda k: own in k.tags)])
+    with pytest.raises(Refused):
+        await API.call("GET", f"/images/{own}/json")

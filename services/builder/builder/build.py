@@ -278,6 +278,9 @@ class Builds:
                 target=chosen.target,
                 arguments=chosen.arguments,
                 secrets=chosen.handed,
+                login=await Sources(self.runtime, self.settings, self.images).login_for(
+                    request.workload, chosen.bases, writer
+                ),
             )
 
         done = await self._published(claimed, order, image, writer, made_by=chosen.name)

@@ -5,7 +5,7 @@ Lines of one stream that arrive together stay together, as one text: a build may
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from builder.image_builder import Stream
 
@@ -26,9 +26,12 @@ Lines = tuple[Stream, str]
 
 
 class BuildOutput:
-    def __init__(self, mark: str | None = None, marks: int = 0) -> None:
+    def __init__(
+        self, mark: str | None = None, marks: int = 0, images: Mapping[str, str] | None = None
+    ) -> None:
         """`mark`: an instruction of the platform's own that stands in the Dockerfile so many times, and of
-        which nothing is said."""
+        which nothing is said. `images`: names of the platform's own, and what the customer calls them."""
+        self._images = images or {}
         self._mark, self._marks = mark, marks
         self._passed = 0
         self._unsaid = False
@@ -119,6 +122,8 @@ class BuildOutput:
             self._running = True
         if step is not None:
             self.instruction = step[3]
+            for own, base in self._images.items():
+                self.instruction = self.instruction.replace(own, base)
             self._unsaid = step[3] == self._mark
             # A stage begins with an image that is there.
             self._from_cache = step[3].upper().startswith("FROM ")
@@ -126,7 +131,7 @@ class BuildOutput:
             self._passed += self._unsaid
             if not self._unsaid:
                 place, count = int(step[1]) - self._passed, int(step[2]) - self._marks
-                yield "platform", f"Step {place}/{count} : {step[3]}"
+                yield "platform", f"Step {place}/{count} : {self.instruction}"
         elif layer is not None and stream == "stdout":
             if len(self.layers) < _MOST_LAYERS:
                 self.layers.add(layer[1])

@@ -21,10 +21,10 @@ from contracts.image_reference import ImageReference
 from runtime.clock import Clock
 
 from builder import marking
+from builder.bases import Bases
 from builder.build_output import BuildOutput
 from builder.docker_steps import ATTEMPT, Steps, sign
 from builder.docker_workshop import Workshops, load
-from builder.dockerfile import triggers
 from builder.engine_api import EngineApi, Refused, tar_of
 from builder.git_sandbox import GitSandbox
 from builder.hints import is_ours
@@ -41,7 +41,7 @@ from builder.image_builder import (
     StepFailed,
     Workshop,
 )
-from builder.registry import OWN, Registries, is_an_apps
+from builder.registry import OWN, Registries, found_image
 
 log = structlog.get_logger("builder.engine")
 
@@ -49,11 +49,12 @@ MIB = 1024 * 1024
 _PERIOD = 100_000
 PREFIX, BUILD = "berth.prefix", "berth.build"
 # An app's image is known by its name alone: for a label the engine makes a step of its own, 70 ms.
-_APPS_IMAGE = re.compile(r"^(?P<place>.+)/(?P<workload>app_[0-9a-z]{26}):(?P<deployment>dep_[0-9a-z]{26})$")
+# Beside it there may be the images it was built on, where only a customer's log-in opens these.
+_APPS_IMAGE = re.compile(
+    r"^(?P<place>.+?)(/base)?/(?P<workload>app_[0-9a-z]{26}):(?P<deployment>dep_[0-9a-z]{26})(-\d+)?$"
+)
 # A container of a build that no builder knows any more is not swept before it has had time to end by itself.
 _ABANDONED = timedelta(minutes=10)
-# How long a build waits for an image the platform is still making, and how often it looks.
-_MAKING, _LOOK = 600.0, 1.0
 # How long a registry is given to say whether it has an image.
 _REGISTRY_SECONDS = 4.0
 # What the last step of a stopped build is given to leave the network.
@@ -85,6 +86,7 @@ class DockerBuilder:
         user, password = registry_login
         self._login = RegistryLogin(host=registry or "", user=user, password=password) if user else None
         self._registries = Registries(api, registry, allow_private_registry)
+        self._bases = Bases(api, clock, self._registries, prefix)
         self._longest = timedelta(seconds=build_seconds)
         self._layers: set[str] = set()
         self._engine: str | None = None
@@ -126,9 +128,11 @@ class DockerBuilder:
         target: str | None = None,
         arguments: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        login: RegistryLogin | None = None,
     ) -> BuiltImage:
+        own, triggered = await self._bases.private(order, bases, login, say)
         _, *triggering = await asyncio.gather(
-            self.ensure_network(), *(self._admit(base, say) for base in bases)
+            self.ensure_network(), *(self._bases.admit(base, say) for base in bases if base not in own)
         )
         memory = order.memory_mb * MIB
         query = {
@@ -145,14 +149,15 @@ class DockerBuilder:
             "target": target,
             "buildargs": dict(arguments or {}),
             # What a base image triggers runs before the mark that keeps caches apart.
-            "nocache": order.cache is None or any(triggering),
+            "nocache": order.cache is None or triggered or any(triggering),
             # Pruning what has no name does not take a release away.
             "t": f"{self._prefix}/{order.workload}:{order.deployment}",
         }
         output = BuildOutput()
-        if order.cache is not None:
-            marks = await asyncio.to_thread(marking.mark, context, dockerfile, order.cache)
-            output = BuildOutput(marking.mark_of(order.cache), marks)
+        if order.cache is not None or own:
+            marking_ = marking.Marking(order.cache, own, dict(arguments or {}))
+            marks = await asyncio.to_thread(marking_.into, context, dockerfile)
+            output = BuildOutput(marking_.mark, marks, {name: base for base, name in own.items()})
         try:
             async with (
                 self._steps.watched(order, lambda: output.made, secrets),
@@ -180,10 +185,10 @@ class DockerBuilder:
     async def exists(self, reference: str) -> bool | None:
         try:
             async with asyncio.timeout(_REGISTRY_SECONDS):
-                if await self._image(reference) is not None:
+                if await found_image(self._api, reference) is not None:
                     return True
                 if reference.startswith(OWN):
-                    return await self._image(_making(reference)) is not None
+                    return await self._bases.making(reference)
                 await self._api.call("GET", f"/distribution/{quote(reference)}/json")
                 return True
         except Refused as error:
@@ -193,8 +198,8 @@ class DockerBuilder:
             return None
 
     async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
-        await self._admit(reference, say, trusted=trusted)
-        found = await self._image(reference)
+        await self._bases.admit(reference, say, trusted=trusted)
+        found = await found_image(self._api, reference)
         if found is None:
             raise ProviderFailed(f"the image {reference} went away")
         return FoundImage(
@@ -229,52 +234,6 @@ class DockerBuilder:
                 await self._remove_container(found["Id"])
         except (Refused, Unavailable) as error:
             log.debug("a step had ended", container=container, error=str(error))
-
-    async def _admit(self, base: str, say: Say, *, trusted: bool = False) -> bool:
-        """A base the customer may build on, present in the engine when this returns: whether it triggers
-        instructions of its own."""
-        try:
-            found = await self._image(base)
-            if found is None and base.startswith(OWN):
-                # Whoever has this name in a public registry is not us.
-                found = await self._made(base, say)
-            if found is None:
-                await self._registries.pull_base(base, say, trusted=trusted)
-                found = await self._image(base)
-        except Refused as error:
-            raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
-        if is_an_apps(base):
-            raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
-        triggered = (found or {}).get("Config", {}).get("OnBuild") or ()
-        inherited = triggers(triggered)
-        if inherited:
-            raise StepFailed("build", f"the base image {base} copies from further images ({inherited[0]})")
-        return bool(triggered)
-
-    async def _made(self, own: str, say: Say) -> dict[str, Any]:
-        """An image of the platform itself, which may be in the making: then a name of its own says so."""
-        deadline = self._clock.monotonic() + _MAKING
-        if await self._image(_making(own)) is not None:
-            await say("platform", f"Waiting for the platform's image {own}, which is being made.")
-        while (found := await self._image(own)) is None:
-            making = await self._image(_making(own))
-            if making is None or self._clock.monotonic() > deadline:
-                raise StepFailed(
-                    "build",
-                    f"the platform has no image {own}",
-                    hint="Its operator makes it with `berth images`, or gives the runtime another image.",
-                )
-            await self._clock.sleep(_LOOK)
-        return found
-
-    async def _image(self, reference: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = await self._api.call("GET", f"/images/{quote(reference)}/json")
-        except Refused as error:
-            if error.status == 404:
-                return None
-            raise
-        return found
 
     async def publish(self, order: Order, image: BuiltImage, say: Say) -> PublishedImage:
         if self._registry is None:
@@ -391,17 +350,17 @@ class DockerBuilder:
         volumes = {layer for layer in layers if self._workshops.is_cache(layer)}
         weights = await self._workshops.weigh(volumes) if volumes else {}
         for layer in set(layers) - volumes:
-            found = await self._image(layer)
+            found = await found_image(self._api, layer)
             # One with a name is no cache, whoever printed it.
             if found is not None and not found["RepoTags"]:
-                parent = await self._image(found["Parent"]) if found["Parent"] else None
+                parent = await found_image(self._api, found["Parent"]) if found["Parent"] else None
                 weights[layer] = int(found["Size"]) - (int(parent["Size"]) if parent else 0)
         return weights
 
     async def forget(self, layer: str) -> bool:
         if self._workshops.is_cache(layer):
             return await self._workshops.forget(layer)
-        found = await self._image(layer)
+        found = await found_image(self._api, layer)
         if found is None:
             return True
         # A step may have printed the name of any image; only a nameless one that is no app's is cache.
@@ -429,12 +388,6 @@ class DockerBuilder:
                     return
                 # In use: by a step that is just being ended, or by another builder's.
                 log.debug("the builds' network is in use", network=self.network, error=error.words)
-
-
-def _making(own: str) -> str:
-    """The name there is while an image of the platform is being made."""
-    name, _, tag = own.removeprefix(OWN).partition(":")
-    return f"{OWN}making:{name}-{tag}"
 
 
 def _failed(output: BuildOutput) -> Exception:

@@ -8,6 +8,7 @@ this module does: what it could take otherwise (quotes, escapes) is refused too.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from builder.image_builder import StepFailed
 
@@ -39,6 +40,26 @@ def marked(text: str, mark: str) -> tuple[str, int]:
     return "\n".join(lines), len(begins)
 
 
+def renamed(text: str, names: Mapping[str, str], chosen: Mapping[str, str]) -> str:
+    """With the images of `names` under the name that each has here; `chosen` as in `bases`."""
+    lines = text.split("\n")
+    for one in tuple(_named(_instructions(text), chosen)) if names else ():
+        if one.reference not in names:
+            continue
+        word = re.compile(rf"(?<![^\s=]){re.escape(one.written)}(?!\S)")
+        own = names[one.reference]
+        for number in range(one.begin - 1, one.end):
+            if lines[number].lstrip().startswith("#"):
+                continue
+            # A name has no backslash, which would mean something here.
+            lines[number], count = word.subn(own, lines[number], count=1)
+            if count:
+                break
+        else:
+            raise _wrong(one.begin, "names a private image in an odd way; write its name plainly")
+    return "\n".join(lines)
+
+
 def triggers(lines: Iterable[str]) -> tuple[str, ...]:
     """The same of the ONBUILD instructions of a base image, which run as if they stood in the Dockerfile."""
     return _references(((0, 0, *_split(line)) for line in lines), {})
@@ -47,11 +68,24 @@ def triggers(lines: Iterable[str]) -> tuple[str, ...]:
 def _references(
     instructions: Iterable[tuple[int, int, str, str]], chosen: Mapping[str, str]
 ) -> tuple[str, ...]:
-    found: dict[str, None] = {}
+    return tuple(dict.fromkeys(one.reference for one in _named(instructions, chosen)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """An image, in lines `begin` to `end`: as it is written there, and what that stands for."""
+
+    begin: int
+    end: int
+    written: str
+    reference: str
+
+
+def _named(instructions: Iterable[tuple[int, int, str, str]], chosen: Mapping[str, str]) -> Iterator[_Named]:
     stages: list[str] = []
     current: str | None = None
     arguments: dict[str, str] = {}
-    for number, _, name, rest in instructions:
+    for number, end, name, rest in instructions:
         match name:
             case "ARG" if current is None:
                 arguments |= _arguments(rest, arguments, chosen)
@@ -60,18 +94,18 @@ def _references(
                 if current is not None:
                     stages.append(current)
                 words = [word for word in _BLANK.split(rest) if not word.startswith("--")]
-                reference = _expanded(number, words[0] if words else "", arguments)
+                written = words[0] if words else ""
+                reference = _expanded(number, written, arguments)
                 if reference.lower() not in stages and reference != "scratch":
-                    found[_checked(number, reference)] = None
+                    yield _Named(number, end, written, _checked(number, reference))
                 current = words[2].lower() if len(words) == 3 else ""
             case "COPY" | "ADD":
                 for reference in _copied_from(number, rest):
                     number_of = int(reference) if reference.isdecimal() else len(stages)
                     if reference.lower() not in stages and number_of >= len(stages):
-                        found[_checked(number, reference)] = None
+                        yield _Named(number, end, reference, _checked(number, reference))
                 if name == "ADD":
                     _refuse_remote(number, rest)
-    return tuple(found)
 
 
 def _instructions(text: str) -> Iterator[tuple[int, int, str, str]]:

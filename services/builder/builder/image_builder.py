@@ -171,10 +171,12 @@ class ImageBuilder(Protocol):
         target: str | None = None,
         arguments: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        login: RegistryLogin | None = None,
     ) -> BuiltImage:
         """`context` is a plain tar, `bases` the images its Dockerfile names and the customer chose, `target`
         the stage that becomes the image, `arguments` what the ARGs are; `secrets` are for the steps that
-        ask for them, and nothing of them stays."""
+        ask for them, and nothing of them stays; `login` is told to the one registry it is for, where bases
+        are pulled from."""
         ...
 
     async def exists(self, reference: str) -> bool | None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from contracts import image_reference
 from contracts.credentials import RegistryLogin
-from contracts.errors import NotFound, ProviderFailed
+from contracts.errors import InvalidInput, NotFound, ProviderFailed
 from contracts.git_address import is_public
 from contracts.image_reference import HUB, ImageReference
 
@@ -52,14 +53,15 @@ class Registries:
         await self._require_public(reference)
         if login is not None and login.host != reference.host:
             login = None
-        digest = reference.digest or await self._digest(reference, login)
+        # Also of one that is named by it: what is here by another's log-in, the engine gives without asking.
+        digest = await self._digest(reference, login)
         pinned = f"{reference.repository}@{digest}"
         await say("platform", f"{reference} is {digest}")
         try:
-            was_here = await self._found(pinned) is not None
+            was_here = await found_image(self.api, pinned) is not None
             await self._take(reference.repository, digest, login, largest)
             await say("platform", f"Pulled {reference}.")
-            found = await self._found(pinned)
+            found = await found_image(self.api, pinned)
             if found is None:
                 raise ProviderFailed(f"the image {pinned} went away")
             await self.api.call("POST", f"/images/{found['Id']}/tag", {"repo": name[0], "tag": name[1]})
@@ -137,6 +139,12 @@ class Registries:
             if not is_public(address):
                 raise StepFailed("build", f"the base image {base} is on a private address")
         await say("platform", f"Pulling {base}")
+        if "@" in base:
+            # What is here by another's log-in, the engine would give without asking the registry.
+            try:
+                await self._digest(image_reference.parse(base), None)
+            except (InvalidInput, StepFailed) as error:
+                raise StepFailed("build", f"the base image {base}: {error.message}") from error
         name, tag = (base, "") if "@" in base or ":" in base.rpartition("/")[2] else (base, "latest")
         output = BuildOutput()
         query = {"fromImage": name, "tag": tag or None}
@@ -149,14 +157,16 @@ class Registries:
                 raise ProviderFailed(f"{base} could not be pulled: {output.error}")
             raise StepFailed("build", f"the base image {base} could not be pulled: {output.error}")
 
-    async def _found(self, name: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = await self.api.call("GET", f"/images/{quote(name)}/json")
-        except Refused as error:
-            if error.status == 404:
-                return None
-            raise
-        return found
+
+async def found_image(api: EngineApi, name: str) -> dict[str, Any] | None:
+    """What the engine has under this name, or with this id."""
+    try:
+        found: dict[str, Any] = await api.call("GET", f"/images/{quote(name)}/json")
+    except Refused as error:
+        if error.status == 404:
+            return None
+        raise
+    return found
 
 
 def is_an_apps(name: str) -> bool:

@@ -10,7 +10,7 @@ import io
 import tarfile
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
@@ -28,8 +28,10 @@ from runtime.runtime import Runtime
 from runtime.seal import Seal
 
 from builder import repository
+from builder.bases import opens
 from builder.build_log import LogWriter
 from builder.image_builder import BuiltImage, Fetched, ImageBuilder, Order, StepFailed, Submodule
+from builder.registry import OWN
 from builder.settings import BuilderSettings
 from builder.upload import download
 
@@ -71,6 +73,15 @@ class Sources:
             raise StepFailed("source", error.message) from error
         login = await self._login(request.workload, writer)
         return await self.images.pull(order, reference, login, writer.of("source"))
+
+    async def login_for(
+        self, workload: str, bases: Collection[str], writer: LogWriter
+    ) -> RegistryLogin | None:
+        """The app's, if one of these images may need it."""
+        if all(base.startswith(OWN) for base in bases):
+            return None
+        login = await self._login(workload, writer)
+        return login if login is not None and any(opens(login, base) for base in bases) else None
 
     async def _ask(self, query: Query[A]) -> A:
         """While the gateway or its database is away the build waits, for as long as a build may take: an
