@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,33 +102,40 @@ def _told() -> dict[str, str]:
     }
 
 
+def address_of(container: Container) -> str:
+    container.reload()
+    [found] = container.attrs["NetworkSettings"]["Networks"].values()
+    return str(found["IPAddress"])
+
+
 @contextmanager
-def network() -> Iterator[str]:
+def network(name: str = NETWORK) -> Iterator[str]:
     """The address of this machine on it."""
     client = docker.from_env()
     try:
-        sweep(client)
-        made = client.networks.create(NETWORK, driver="bridge")
+        sweep(client, name)
+        made = client.networks.create(name, driver="bridge")
         made.reload()
         try:
             yield made.attrs["IPAM"]["Config"][0]["Gateway"]
         finally:
-            sweep(client)
+            sweep(client, name)
     finally:
         client.close()
 
 
-def sweep(client: Any) -> None:
+def sweep(client: Any, network: str) -> None:
     """Of this run or of one that was cut off."""
-    for container in client.containers.list(all=True, filters={"network": NETWORK}, ignore_removed=True):
+    for container in client.containers.list(all=True, filters={"network": network}, ignore_removed=True):
         with suppress(NotFound):
             container.remove(force=True, v=True)
-    for found in client.networks.list(names=[NETWORK]):
+    for found in client.networks.list(names=[network]):
         found.remove()
 
 
 @contextmanager
-def server(name: str) -> Iterator[Server]:
+def server(name: str, network: str = NETWORK, shows: Sequence[Path] = ()) -> Iterator[Server]:
+    """`shows`: folders of this machine that it sees in the same place."""
     client = docker.from_env()
     try:
         subprocess.run(
@@ -138,24 +145,22 @@ def server(name: str) -> Iterator[Server]:
             capture_output=True,
         )
         told = [f"--env={name}={value}" for name, value in _told().items()]
-        bound = [f"--volume={path}:{path}:ro" for path in _OURS if Path(path).exists()]
+        bound = [f"--volume={path}:{path}:ro" for path in (*_OURS, *shows) if Path(path).exists()]
         # By the client program: the SDK has no word for the last of the options.
         begun = subprocess.run(
-            ["docker", "run", "--detach", "--init", f"--hostname={name}", f"--network={NETWORK}"]
+            ["docker", "run", "--detach", "--init", f"--hostname={name}", f"--network={network}"]
             + [f"--cap-add={capability}" for capability in _CAPABILITIES]
             + [f"--security-opt={option}=unconfined" for option in ("seccomp", "apparmor", "systempaths")]
             + ["--device-cgroup-rule=a *:* rwm", "--volume=/sys/fs/cgroup:/sys/fs/cgroup"]
-            # Its engine's layers cannot lie on layers of ours.
-            + ["--volume=/var/lib/docker", *bound, *told, IMAGE],
+            # Its engine's layers cannot lie on layers of ours; and what goes down with a machine goes.
+            + ["--volume=/var/lib/docker", "--tmpfs=/run:exec", *bound, *told, IMAGE],
             check=True,
             capture_output=True,
             text=True,
         )
         container = client.containers.get(begun.stdout.strip())
         try:
-            container.reload()
-            address = container.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
-            yield Server(container, address)
+            yield Server(container, address_of(container))
         finally:
             container.remove(force=True, v=True)
     finally:
