@@ -35,7 +35,7 @@ REGION = "edge"
 # What a node of the tests is told: all that takes its time in earnest is short.
 QUICK = {"NODE_AGENT_HEARTBEAT_SECONDS": "1", "NODE_AGENT_DRAIN_SECONDS": "5"}
 # Silent for so long, a node is offline.
-SILENCE = 6.0
+SILENCE = 5.0
 _SOURCE = archive({"app": "played"})
 _PROGRAM = "/opt/berth-node"
 # Answers every request with a name of its own, made when it starts: so two copies are told apart.
@@ -76,6 +76,7 @@ class Node:
     name: str
     server: Server
     up: bool = True
+    _way_out: list[str] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -107,20 +108,24 @@ class Node:
         self.server.container.wait()
         self.up = False
 
-    def boot(self) -> None:
-        """The power is back; what is started at boot starts, in the order of a boot."""
+    def power(self) -> None:
+        """It is back."""
         self.server.container.start()
         self.server.address = address_of(self.server.container)
         self.up = True
+
+    def boot(self) -> None:
+        """What a machine starts when it has power; its engine starts what ran before by itself."""
         self.server.run("/usr/local/sbin/berth-node", "start")
 
     def cut(self) -> None:
+        # The kernel forgets the way out with the link.
+        self._way_out = self.server.run("ip", "route", "show", "default").split()
         self.server.run("ip", "link", "set", "eth0", "down")
 
     def heal(self) -> None:
         self.server.run("ip", "link", "set", "eth0", "up")
-        gateway = self.address.rpartition(".")[0] + ".1"
-        self.server.run("ip", "route", "replace", "default", "via", gateway)
+        self.server.run("ip", "route", "replace", *self._way_out)
 
     def containers(self, workload: str) -> list[str]:
         """The instances of it that run here."""

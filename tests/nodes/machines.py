@@ -145,7 +145,7 @@ def server(name: str, network: str = NETWORK, shows: Sequence[Path] = ()) -> Ite
             capture_output=True,
         )
         told = [f"--env={name}={value}" for name, value in _told().items()]
-        bound = [f"--volume={path}:{path}:ro" for path in (*_OURS, *shows) if Path(path).exists()]
+        bound = [f"--volume={path}:{path}:ro" for path in (*map(Path, _OURS), *shows) if path.exists()]
         # By the client program: the SDK has no word for the last of the options.
         begun = subprocess.run(
             ["docker", "run", "--detach", "--init", f"--hostname={name}", f"--network={network}"]

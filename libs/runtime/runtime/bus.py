@@ -102,7 +102,8 @@ class Bus:
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.5,
             "connect_timeout": 3,
-            "ping_interval": 20,
+            # A node whose link was away hears what has changed when this notices, or when TCP tries again.
+            "ping_interval": 10,
             "max_outstanding_pings": 2,
             "drain_timeout": 5,
             "disconnected_cb": lost,

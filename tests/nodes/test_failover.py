@@ -1,0 +1,145 @@
+"""Nodes whose power fails, or whose cable is pulled, with what runs on them: on whole machines."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.customer import Customer
+from tests.fleet import REGION, SILENCE, Fleet, fleet
+from tests.harness import eventually
+
+# Beyond the silence, for placing, starting and routing it elsewhere.
+MOVED = 30.0
+
+
+@pytest.fixture(scope="module")
+async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    async with fleet(tmp_path_factory.mktemp("fleet"), "east", "west") as opened:
+        # New work goes to the west; the east is kept for what has lost its node.
+        await opened.administrator.call("PATCH", "/api/admin/paas/nodes/east", json={"reserve": 0.9})
+        yield opened
+
+
+@pytest.fixture
+async def customer(here: Fleet) -> AsyncIterator[Customer]:
+    async with here.platform.customer() as found:
+        await found.register(f"{time.monotonic_ns()}@example.org")
+        await here.pay(found)
+        yield found
+
+
+@dataclass
+class Visitor:
+    """Asks at the ingress of one node all the time, and keeps every answer with its time."""
+
+    here: Fleet
+    node: str
+    hostname: str
+    answers: list[tuple[float, int, str]] = field(default_factory=list)
+
+    async def ask(self) -> None:
+        while True:
+            status, text = await self.here.ask(self.node, self.hostname)
+            self.answers.append((time.monotonic(), status, text))
+            await asyncio.sleep(0.05)
+
+    def copies(self, since: float = 0.0) -> set[str]:
+        return {text for at, status, text in self.answers if status == 200 and at >= since}
+
+
+async def settled(here: Fleet, app: str, node: str, copies: int, seconds: float) -> list[str]:
+    """Its instances, once they all run there and none runs elsewhere on a machine that is up."""
+
+    async def look() -> list[str] | None:
+        found = await asyncio.to_thread(here.homes, app)
+        return found[node] if found.keys() == {node} and len(found[node]) == copies else None
+
+    return await eventually(look, seconds=seconds, every=0.2, what=f"{copies} copies in the {node} alone")
+
+
+@pytest.mark.promise("P4", "R19.4")
+async def test_what_ran_on_a_dead_node_runs_elsewhere_and_never_twice(
+    here: Fleet, customer: Customer
+) -> None:
+    app, hostname = await here.live(customer, "shop", replicas=2)
+    before = await settled(here, app, "west", 2, 10)
+    assert (await here.ask("west", hostname))[0] == 200
+
+    await asyncio.to_thread(here["west"].kill)
+    dead = time.monotonic()
+
+    async def serves() -> bool:
+        return (await here.ask("east", hostname))[0] == 200
+
+    await eventually(serves, seconds=SILENCE + MOVED, every=0.1, what="the app in the east")
+    # Not before the silence was long enough; and into the reserve, which new work does not get.
+    assert time.monotonic() - dead > SILENCE - 2
+    after = await settled(here, app, "east", 2, 10)
+    view = await customer.status(app, "running")
+    told = (await customer.call("GET", f"/api/paas/apps/{app}/activity"))["activity"]
+    assert (told[0]["kind"], told[0]["words"]) == (
+        "moved",
+        "west went offline; what ran there starts on east",
+    )
+    late = await customer.create("late", region=REGION)
+    await here.deploy(customer, late)
+    blocked = await blocked_words(customer, late)
+    assert "east: CPU short" in blocked
+    assert "beside the reserve for failover" in blocked
+    assert "west: offline" in blocked
+
+    # The power is back, and with it, for a moment, what ran there: until the agent has read what is wanted.
+    await asyncio.to_thread(here["west"].power)
+    visitor = Visitor(here, "west", hostname)
+    asking = asyncio.create_task(visitor.ask())
+    await asyncio.to_thread(here["west"].boot)
+    await settled(here, app, "east", 2, 30)
+    fenced = time.monotonic()
+    await here.status("west", "online")
+    # What waited for capacity takes it.
+    await customer.status(late, "running")
+    await asyncio.sleep(2)
+    asking.cancel()
+    east = {(await here.ask("east", hostname))[1] for _ in range(40)}
+    assert len(east) == 2
+    assert visitor.copies(since=fenced) <= east
+    assert set(await settled(here, app, "east", 2, 1)) == set(after)
+    assert not set(before) & set(after)
+    assert view["id"] == app
+
+
+async def blocked_words(customer: Customer, app: str) -> str:
+    async def look() -> str | None:
+        view = await customer.call("GET", f"/api/paas/apps/{app}")
+        return str(view["reason"]) if "no node has room" in str(view["reason"]) else None
+
+    return await eventually(look, what="why it is blocked")
+
+
+@pytest.mark.promise("P4")
+async def test_a_node_that_is_only_cut_off_serves_on_and_gives_way_when_it_is_back(
+    here: Fleet, customer: Customer
+) -> None:
+    app, hostname = await here.live(customer, "cut-off", replicas=2)
+    await settled(here, app, "west", 2, 10)
+    await asyncio.to_thread(here["west"].cut)
+
+    async def moved() -> bool:
+        assert await asyncio.to_thread(here["west"].answers_inside, hostname)
+        return (await here.ask("east", hostname))[0] == 200
+
+    await eventually(moved, seconds=SILENCE + MOVED, every=0.2, what="the app in the east")
+    # Nobody has told the machine anything: its apps outlive the way to it.
+    assert await asyncio.to_thread(here["west"].answers_inside, hostname)
+    assert len(await asyncio.to_thread(here["west"].containers, app)) == 2
+
+    await asyncio.to_thread(here["west"].heal)
+    # TCP tries again after as long as the way was cut, if the agent does not give it up first.
+    await settled(here, app, "east", 2, 45)
+    east = {(await here.ask("east", hostname))[1] for _ in range(20)}
+    west = [await here.ask("west", hostname) for _ in range(20)]
+    assert {text for status, text in west if status == 200} <= east
+    await here.status("west", "online")
