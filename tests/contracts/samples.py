@@ -159,6 +159,7 @@ SAMPLES: tuple[Model, ...] = (
     ),
     _event(events.JobRequested, job=JOB),
     _event(events.JobCancelled, **OF_APP, job=JOB.id),
+    _event(events.JobBlocked, **OF_APP, job=JOB.id, reasons={"local": "memory short by 256 MB"}),
     _event(events.JobPlaced, **OF_APP, job=JOB.id, placed_on="local"),
     _event(events.JobFinished, **OF_APP, **ENDED, node="local"),
     events.JobEnded.model_validate(

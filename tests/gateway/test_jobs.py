@@ -9,10 +9,12 @@ from contracts.events import (
     AppChanged,
     InstanceCrashed,
     InstanceStopped,
+    JobBlocked,
     JobCancelled,
     JobEnded,
     JobPlaced,
     JobRequested,
+    PlacementBlocked,
 )
 from contracts.ids import new_id
 from contracts.jobs import Job, JobLine
@@ -170,6 +172,9 @@ async def test_a_release_phase_runs_before_the_switch_and_once(here: World, cust
     assert job.spec.deployment == deployment
     view = await customer.call("GET", f"/api/paas/deployments/{deployment}")
     assert (view["status"], view["reason"]) == ("deploying", "its release phase runs before it goes live")
+    await here.say(JobBlocked(**of(job), reasons={}))
+    view = await customer.call("GET", f"/api/paas/deployments/{deployment}")
+    assert view["reason"] == "its release phase waits: the region has no node online"
     assert (await customer.call("GET", f"/api/paas/apps/{app}"))["status"] == "deploying"
     assert not [e for e in await here.harness.events(AppChanged) if e.spec.id == app]
     end = ended(job, tail=lines(1, 2), lines=2)
@@ -271,3 +276,39 @@ async def test_what_instances_suffer_is_shown_and_noted(here: World, customer: C
     # A new state is a new chance.
     await customer.call("POST", f"/api/paas/apps/{app}/restart")
     assert (await customer.call("GET", f"/api/paas/apps/{app}"))["reason"] != crash.words
+
+
+async def test_a_job_that_waits_for_room_says_so(here: World, customer: Customer) -> None:
+    app, _ = await here.live(customer, "crowded")
+    await customer.call("POST", f"/api/paas/apps/{app}/run", json={"command": "true"})
+    job = await asked(here, app)
+    blocked = JobBlocked(**of(job), reasons={"n1": "memory short by 256 MB"})
+
+    async def shown() -> tuple[str, str | None]:
+        view = await customer.call("GET", f"/api/paas/jobs/{job.id}")
+        return view["status"], view["reason"]
+
+    await here.say(blocked)
+    assert await shown() == ("queued", "no node has room: n1: memory short by 256 MB")
+    await here.say(JobPlaced(**of(job), placed_on="n1"), blocked.model_copy(update={"id": new_id("evt")}))
+    assert await shown() == ("running", None)
+
+
+async def test_a_lost_node_is_told_of_once_and_where_its_work_goes(here: World, customer: Customer) -> None:
+    app, spec = await here.live(customer, "moving")
+    for number in (1, 2):
+        blocked = PlacementBlocked(
+            workload=app,
+            organization=spec.organization,
+            generation=spec.generation,
+            deployment=spec.deployment,
+            reasons={"n2": f"memory short by {number} MB"},
+            lost=("local",),
+        )
+        await here.say(blocked)
+    await here.say(decided(spec, "n2", later=1).model_copy(update={"lost": ("local",)}))
+    noted = (await customer.call("GET", f"/api/paas/apps/{app}/activity"))["activity"]
+    assert [(one["kind"], one["process"], one["words"]) for one in noted] == [
+        ("moved", "", "local went offline; what ran there starts on n2"),
+        ("moved", "", "local went offline, and no node has room: n2: memory short by 1 MB"),
+    ]

@@ -1,5 +1,7 @@
 """The scheduler at work, and the tests in the parts of gateway and nodes."""
 
+from typing import Any
+
 import pytest
 from contracts.queries import AllNodes, NodeInfo, Workloads, WorkloadsAfter
 from contracts.reports import NodeHeartbeat
@@ -43,8 +45,8 @@ class Stage:
 
             await eventually(known, what=f"the heartbeat of {report.node}")
 
-    async def joins(self, *names: str, region: str = "eu", memory_mb: int = 1024) -> None:
-        await self.report(*(heartbeat(name, region=region, memory_mb=memory_mb) for name in names))
+    async def joins(self, *names: str, **is_: Any) -> None:
+        await self.report(*(heartbeat(name, **is_) for name in names))
 
     async def node(self, name: str = "n1") -> NodeInfo:
         found = {node.name: node for node in (await self.bus.ask(AllNodes())).nodes}

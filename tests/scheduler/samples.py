@@ -49,6 +49,8 @@ def heartbeat(
     disk_mb: int = 100_000,
     used: NodeUsage = IDLE,
     instances: tuple[RunningInstance, ...] = (),
+    architecture: str | None = None,
+    runtimes: tuple[str, ...] = (),
 ) -> NodeHeartbeat:
     return NodeHeartbeat(
         node=node,
@@ -60,6 +62,8 @@ def heartbeat(
         used=used,
         engine="docker 20.10",
         instances=instances,
+        architecture=architecture,
+        runtimes=runtimes,
     )
 
 

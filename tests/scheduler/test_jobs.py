@@ -3,10 +3,10 @@
 from datetime import timedelta
 from typing import Any
 
-from contracts.events import JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
+from contracts.events import JobBlocked, JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
 from contracts.ids import new_id
 from contracts.jobs import Job, NodeJob
-from contracts.workload import WorkloadSpec
+from contracts.workload import Needs, WorkloadSpec
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -110,10 +110,25 @@ async def test_a_job_without_room_waits_and_ends_with_the_reason(scheduler: Stag
     await scheduler.harness.publish(JobRequested(job=wanted))
     await scheduler.harness.settle()
     assert await scheduler.harness.events(JobEnded) == []
+    why = await scheduler.harness.event(JobBlocked, lambda e: e.job == wanted.id)
+    assert "memory short by" in why.reasons["n1"]
     scheduler.harness.clock.advance(61)
     end = await ended(scheduler, wanted)
     assert end.outcome == "not_started"
     assert "n1: memory short by" in str(end.words)
+
+
+async def test_a_job_goes_where_its_image_and_its_runtime_are_at_home(scheduler: Stage) -> None:
+    await scheduler.joins("n1", architecture="x86_64")
+    needs = Needs(architecture="aarch64", runtime="runsc")
+    wanted = job(scheduler, spec(needs=needs))
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    why = await scheduler.harness.event(JobBlocked, lambda e: e.job == wanted.id)
+    assert why.reasons == {"n1": "its engine has no runtime runsc"}
+    await scheduler.joins("n2", architecture="aarch64", runtimes=("runc",))
+    await scheduler.harness.event(JobBlocked, lambda e: e.job == wanted.id and "n2" in e.reasons)
+    await scheduler.joins("n3", architecture="aarch64", runtimes=("runc", "runsc"))
+    await told(scheduler, "n3", wanted)
 
 
 async def test_a_job_whose_node_is_gone_for_good_is_lost(scheduler: Stage) -> None:

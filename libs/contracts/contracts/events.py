@@ -242,6 +242,17 @@ class JobCancelled(Event):
     organization: OrganizationId
 
 
+class JobBlocked(Event):
+    """It waits for room; said again when the reasons change."""
+
+    name = "job.blocked"
+    job: JobId
+    workload: AppId
+    organization: OrganizationId
+    # As those of `placement.blocked`.
+    reasons: dict[str, str]
+
+
 class JobPlaced(Event):
     """The node that may run it, and that alone may speak of it."""
 
@@ -343,6 +354,7 @@ EVENTS: tuple[type[Event], ...] = (
     RolloutFinished,
     JobRequested,
     JobCancelled,
+    JobBlocked,
     JobPlaced,
     JobFinished,
     JobEnded,

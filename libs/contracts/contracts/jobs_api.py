@@ -15,8 +15,9 @@ Schedule = Annotated[str, StringConstraints(min_length=9, max_length=200)]
 
 class ActivityView(Model):
     id: str
-    kind: Literal["crashed", "restarted", "lost"]
-    # The instance's place, such as web.1.
+    # moved: its node went offline.
+    kind: Literal["crashed", "restarted", "lost", "moved"]
+    # The instance's place, such as web.1; empty when it happened to the app.
     process: str
     words: str
     at: Moment

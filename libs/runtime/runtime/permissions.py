@@ -23,6 +23,7 @@ from contracts.events import (
     InstanceCrashed,
     InstanceStarted,
     InstanceStopped,
+    JobBlocked,
     JobCancelled,
     JobEnded,
     JobFinished,
@@ -53,6 +54,7 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
     "scheduler": (
         PlacementDecided.name,
         PlacementBlocked.name,
+        JobBlocked.name,
         JobPlaced.name,
         JobEnded.name,
         "$KV.desired.>",

@@ -1,12 +1,13 @@
-"""What happened to an app that nobody asked for: crashes, restarts of the unhealthy, losses; and its words.
+"""What happened to an app that nobody asked for, and its words: crashes, restarts of the unhealthy, losses,
+moves away from a lost node.
 
 A trouble is shown as the app's reason for as long as it is the newest that is known of it. Entries are kept
-for a while and come from the nodes' events alone.
+for a while and come from the events of nodes and scheduler alone.
 """
 
 from datetime import timedelta
 
-from contracts.events import InstanceCrashed, InstanceStopped
+from contracts.events import InstanceCrashed, InstanceStopped, PlacementBlocked, PlacementDecided
 from contracts.jobs_api import ActivityList
 from fastapi import APIRouter, Response
 from runtime.store import PLATFORM, Tx
@@ -42,7 +43,7 @@ async def list_activity(app: str, caller: Member, after: str | None = None) -> R
 
 
 async def crashed(event: InstanceCrashed, tx: Tx) -> None:
-    if not await _note(tx, event, "crashed", event.words) or event.crashes < 2:
+    if not await _note(tx, event, "crashed", event.words, str(event.slot)) or event.crashes < 2:
         return
     row = await workloads.find(tx, event.workload)
     if row is not None:
@@ -53,14 +54,25 @@ async def crashed(event: InstanceCrashed, tx: Tx) -> None:
 async def stopped(event: InstanceStopped, tx: Tx) -> None:
     """Only what was not meant."""
     if event.reason == "unhealthy":
-        await _note(
-            tx, event, "restarted", f"{event.slot} was restarted: {event.words or 'it was unhealthy'}"
-        )
+        words = f"{event.slot} was restarted: {event.words or 'it was unhealthy'}"
+        await _note(tx, event, "restarted", words, str(event.slot))
     elif event.reason == "lost":
-        await _note(tx, event, "lost", f"{event.slot} is gone: {event.words or 'nobody knows why'}")
+        words = f"{event.slot} is gone: {event.words or 'nobody knows why'}"
+        await _note(tx, event, "lost", words, str(event.slot))
 
 
-async def _note(tx: Tx, event: InstanceCrashed | InstanceStopped, kind: str, words: str) -> bool:
+async def moved(event: PlacementDecided | PlacementBlocked, words: str, tx: Tx) -> None:
+    """Its node was lost: where it goes, or that it has nowhere to go."""
+    await _note(tx, event, "moved", words)
+
+
+async def _note(
+    tx: Tx,
+    event: InstanceCrashed | InstanceStopped | PlacementDecided | PlacementBlocked,
+    kind: str,
+    words: str,
+    process: str = "",
+) -> bool:
     if await workloads.find(tx, event.workload) is None:
         return False
     written = await tx.execute(
@@ -70,7 +82,7 @@ async def _note(tx: Tx, event: InstanceCrashed | InstanceStopped, kind: str, wor
             organization=event.organization,
             workload=event.workload,
             kind=kind,
-            process=str(event.slot),
+            process=process,
             words=words,
             at=event.at,
         )

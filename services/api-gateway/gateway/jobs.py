@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 from contracts.errors import NotFound
-from contracts.events import JobCancelled, JobEnded, JobPlaced, JobRequested
+from contracts.events import JobBlocked, JobCancelled, JobEnded, JobPlaced, JobRequested
 from contracts.ids import new_id
 from contracts.jobs import OUTPUT_LINES, Job, JobKind, JobLine
 from contracts.jobs_api import JobList, JobLogPage, JobView
@@ -236,10 +236,22 @@ async def open_of(tx: Tx, workload: str, *kinds: JobKind) -> int:
 # --- what is said of it ----------------------------------------------------------------------------------
 
 
-async def placed(event: JobPlaced, tx: Tx) -> None:
+async def blocked(event: JobBlocked, words: str, tx: Tx) -> JobRow | None:
+    """The row, where it still waits."""
     row = await tx.get(JobRow, event.job, lock=True)
-    if row is not None and row.status == "queued":
-        row.status, row.node, row.started_at = "running", event.placed_on, event.at
+    if row is None or row.status != "queued":
+        return None
+    row.reason = words
+    return row
+
+
+async def placed(event: JobPlaced, tx: Tx) -> JobRow | None:
+    """The row, where it has waited so far."""
+    row = await tx.get(JobRow, event.job, lock=True)
+    if row is None or row.status != "queued":
+        return None
+    row.status, row.node, row.started_at, row.reason = "running", event.placed_on, event.at, None
+    return row
 
 
 async def end(event: JobEnded, tx: Tx) -> JobRow | None:

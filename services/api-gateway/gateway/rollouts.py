@@ -13,7 +13,9 @@ from contracts.events import (
     BuildFinished,
     BuildStarted,
     HostnameAssigned,
+    JobBlocked,
     JobEnded,
+    JobPlaced,
     PlacementBlocked,
     PlacementDecided,
     RolloutFinished,
@@ -24,12 +26,13 @@ from contracts.workload import BuildCancelled, BuildFailed, BuildSucceeded, Proc
 from runtime.store import Tx
 from sqlalchemy import func, select
 
-from gateway import jobs, status, workloads
+from gateway import activity, jobs, status, workloads
 from gateway.desk import Desk
 from gateway.status import Blockage, Placement, Rollout
-from gateway.tables import DeploymentRow, ReleaseRow, WorkloadRow
+from gateway.tables import DeploymentRow, JobRow, ReleaseRow, WorkloadRow
 
 RELEASE: JobKind = "release"
+_RELEASE_RUNS = "its release phase runs before it goes live"
 _LOG_TAIL = 50
 
 # --- hostnames -------------------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ async def _built(
     if command is None:
         _go_live(tx, row, deployment, release)
         return
-    deployment.reason = "its release phase runs before it goes live"
+    deployment.reason = _RELEASE_RUNS
     spec = workloads.spec_of(row).model_copy(
         update={"image": release.image, "release": release.id, "deployment": deployment.id}
     )
@@ -132,6 +135,26 @@ def _go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: Relea
     ]
     row.state, row.suspended = "running", False
     workloads.change(tx, row)
+
+
+async def job_blocked(event: JobBlocked, tx: Tx) -> None:
+    row = await workloads.find(tx, event.workload)
+    words = status.blocked_words(event.reasons)
+    await _tell_deployment(tx, row, await jobs.blocked(event, words, tx), f"its release phase waits: {words}")
+
+
+async def job_placed(event: JobPlaced, tx: Tx) -> None:
+    row = await workloads.find(tx, event.workload)
+    await _tell_deployment(tx, row, await jobs.placed(event, tx), _RELEASE_RUNS)
+
+
+async def _tell_deployment(tx: Tx, row: WorkloadRow | None, job: JobRow | None, words: str) -> None:
+    if row is None or job is None or job.deployment is None:
+        return
+    deployment = await tx.get(DeploymentRow, job.deployment, lock=True)
+    if deployment is not None and deployment.status == "deploying":
+        deployment.reason = words
+        await workloads.settle(tx, row)
 
 
 async def job_ended(event: JobEnded, tx: Tx) -> None:
@@ -170,7 +193,10 @@ async def placement_decided(event: PlacementDecided, tx: Tx) -> None:
     row = await _at_generation(tx, event.workload, event.generation)
     if row is None or _newer(row.placement, event.at):
         return
-    row.placement = Placement(at=event.at, nodes=event.nodes, lost=event.lost).model_dump(mode="json")
+    placement = Placement(at=event.at, nodes=event.nodes, lost=event.lost)
+    row.placement = placement.model_dump(mode="json")
+    if placement.words:
+        await activity.moved(event, placement.words, tx)
     await _weigh(tx, row)
 
 
@@ -178,7 +204,12 @@ async def placement_blocked(event: PlacementBlocked, tx: Tx) -> None:
     row = await _at_generation(tx, event.workload, event.generation)
     if row is None or _newer(row.blockage, event.at):
         return
-    row.blockage = Blockage(at=event.at, reasons=event.reasons, lost=event.lost).model_dump(mode="json")
+    blockage = Blockage(at=event.at, reasons=event.reasons, lost=event.lost)
+    # The reasons change with every other app that comes and goes: the loss is told of once.
+    if event.lost and (row.blockage or {}).get("lost", []) != list(event.lost):
+        gone = " and ".join(event.lost)
+        await activity.moved(event, f"{gone} went offline, and {blockage.words}", tx)
+    row.blockage = blockage.model_dump(mode="json")
     await _weigh(tx, row)
 
 

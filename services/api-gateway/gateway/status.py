@@ -38,8 +38,12 @@ class Blockage(Model):
 
     @property
     def words(self) -> str:
-        each = "; ".join(f"{node}: {reason}" for node, reason in sorted(self.reasons.items()))
-        return f"no node has room: {each}" if each else "the region has no node online"
+        return blocked_words(self.reasons)
+
+
+def blocked_words(reasons: Mapping[str, str]) -> str:
+    each = "; ".join(f"{node}: {reason}" for node, reason in sorted(reasons.items()))
+    return f"no node has room: {each}" if each else "the region has no node online"
 
 
 class Rollout(Model):

@@ -8,6 +8,7 @@ from contracts.events import (
     AppDeleted,
     InstanceStarted,
     InstanceStopped,
+    JobBlocked,
     JobCancelled,
     JobEnded,
     JobFinished,
@@ -72,7 +73,7 @@ def create(runtime: Runtime) -> Service:
             JobCancelled: jobs.cancelled,
             JobFinished: jobs.finished,
         },
-        publishes=(PlacementDecided, PlacementBlocked, JobPlaced, JobEnded, AlertRaised),
+        publishes=(PlacementDecided, PlacementBlocked, JobBlocked, JobPlaced, JobEnded, AlertRaised),
         answers={
             RegionsWithRoom: functools.partial(queries.regions, runtime, settings),
             AllNodes: functools.partial(queries.all_nodes, runtime),
@@ -90,7 +91,7 @@ def create(runtime: Runtime) -> Service:
         loops=[
             place,
             project,
-            Loop("look", nodes.look, every=LOOK_SECONDS),
+            Loop("look", nodes.look, every=min(LOOK_SECONDS, settings.offline_seconds / 6)),
             Loop("heal", workloads.heal, every=60.0),
             work,
             Loop("forget jobs", jobs.forget, every=3600.0),

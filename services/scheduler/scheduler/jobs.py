@@ -7,11 +7,12 @@ for events and as loops.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from contracts.errors import Unavailable
-from contracts.events import JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
+from contracts.events import JobBlocked, JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
 from contracts.ids import new_id
 from contracts.jobs import Job, NodeJob
 from contracts.workload import NodeWorkload, Slot, WorkloadSpec
@@ -20,7 +21,10 @@ from psycopg.types.json import Jsonb
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, Tx
 
+from scheduler.feasible import NAMED, obstacle
 from scheduler.fleet import Room
+from scheduler.reconcile import Demand
+from scheduler.roster import first_of
 from scheduler.tables import JobRow
 
 BATCH = 100
@@ -41,7 +45,9 @@ _PLACE = """
 with chosen as (
     select n.name from node n
     where n.region = %(region)s and n.status = 'online' and not n.disabled and not n.draining
-        and n.labels @> %(labels)s
+        and n.trusted_at is null and n.labels @> %(labels)s
+        and coalesce(n.architecture = %(architecture)s, true)
+        and coalesce(%(runtime)s::text = any(n.runtimes), true)
         and n.free_cpu_millis - n.reserve * n.cpu_millis >= %(cpu)s
         and n.free_memory_mb - n.reserve * n.memory_mb >= %(memory)s
         and n.free_disk_mb - n.reserve * n.disk_mb >= %(disk)s
@@ -75,11 +81,6 @@ update node n set
 where n.name = %(node)s
 """
 
-_SHORT = """
-select name, status, disabled or draining, free_memory_mb, free_cpu_millis from node
-where region = %s order by name limit 20
-"""
-
 _OVERDUE = """
 select j.id from job j left join node n on n.name = j.node where j.state = 'placed' and (
     j.deadline < %s
@@ -102,6 +103,8 @@ class Jobs:
         self._nudge: Callable[[], None] = lambda: None
         self._bucket = runtime.bus.bucket("jobs")
         self._connection: int | None = None
+        # What those who wait have been told; after a start they are told again.
+        self._waiting: dict[str, dict[str, str]] = {}
 
     def on_change(self, call: Callable[[], None]) -> None:
         self._nudge = call
@@ -198,17 +201,28 @@ class Jobs:
             "region": row.region,
             "workload": row.workload,
             "labels": Jsonb(dict(job.spec.needs.labels)),
+            "architecture": job.spec.needs.architecture,
+            "runtime": job.spec.needs.runtime,
             **_columns(room),
         }
         found = await (await connection.execute(_PLACE, wanted)).fetchone()
         if found is not None:
             row.state, row.node = "placed", found[0]
             row.cpu_millis, row.memory_mb, row.disk_mb = room
+            self._waiting.pop(row.id, None)
             tx.publish(_placed(row, found[0]))
             self._runtime.log.info("job placed", job=row.id, kind=row.kind, node=row.node)
-        elif self._runtime.clock.now() >= row.start_before:
-            words = await _why_not(connection, row.region, room)
+            return
+        reasons = await _why_not(connection, job)
+        if self._runtime.clock.now() >= row.start_before:
+            each = "; ".join(f"{node}: {why}" for node, why in reasons.items())
+            words = f"no node had room for it in time: {each or 'the region has no node'}"
             await self._end(tx, row, outcome="not_started", words=words)
+        elif self._waiting.get(row.id) != reasons:
+            self._waiting[row.id] = reasons
+            tx.publish(
+                JobBlocked(job=row.id, workload=row.workload, organization=row.organization, reasons=reasons)
+            )
 
     async def _reap(self) -> None:
         overdue = self._runtime.clock.now() - OVERDUE
@@ -229,6 +243,7 @@ class Jobs:
             **ending,
         )
         row.state, row.ending = "ended", ended.model_dump(mode="json")
+        self._waiting.pop(row.id, None)
         row.ended_at = self._runtime.clock.now()
         if row.node is not None:
             connection = await tx.connection()
@@ -290,18 +305,11 @@ def _columns(room: Room) -> dict[str, int]:
     return {"cpu": room.cpu_millis, "memory": room.memory_mb, "disk": room.disk_mb}
 
 
-async def _why_not(connection: AsyncConnection[Any], region: str, room: Room) -> str:
-    rows: Sequence[Any] = await (await connection.execute(_SHORT, (region,))).fetchall()
-    reasons = []
-    for name, status, closed, memory, cpu in rows:
-        if status != "online":
-            reasons.append(f"{name}: offline")
-        elif closed:
-            reasons.append(f"{name}: takes no new work")
-        elif memory < room.memory_mb:
-            reasons.append(f"{name}: memory short by {room.memory_mb - memory} MB")
-        elif cpu < room.cpu_millis:
-            reasons.append(f"{name}: CPU short by {(room.cpu_millis - cpu) / 1000:g} cores")
-        else:
-            reasons.append(f"{name}: does not suit the app")
-    return f"no node had room for it in time: {'; '.join(reasons) or 'the region has no node'}"
+async def _why_not(connection: AsyncConnection[Any], job: Job) -> dict[str, str]:
+    demand = replace(Demand.of(job.spec), room=Room.of(job.spec.limits), apart=False)
+    reasons = {}
+    for node in await first_of(connection, demand.region, NAMED):
+        why = obstacle(node, demand, demand.room)
+        if why is not None:
+            reasons[node.name] = why
+    return reasons

@@ -47,6 +47,8 @@ select {_COLUMNS.replace("n.name", "known.name", 1)} from known left join n on n
 where n.xmin::text is distinct from known.version
 """
 
+_FIRST = f"select {_COLUMNS} from node n where n.region = %s order by n.name limit %s"
+
 _OURS = "select pg_current_xact_id()::xid::text"
 
 
@@ -133,6 +135,12 @@ class Roster:
         for row in rows:
             if row[0] not in self._held:
                 self.fleet.put(_node(row))
+
+
+async def first_of(connection: AsyncConnection[Any], region: str, number: int) -> list[Node]:
+    """By name: enough to say why none of them takes something."""
+    rows = await (await connection.execute(_FIRST, (region, number))).fetchall()
+    return [_node(row) for row in rows]
 
 
 def _node(row: Sequence[Any]) -> Node:
