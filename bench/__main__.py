@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-FIGURES = ("deploy", "build", "log", "rolling", "footprint", "events", "api", "placement", "heartbeats")
+FIGURES = (
+    *("deploy", "build", "log", "start", "rolling", "failover"),
+    *("footprint", "events", "api", "placement", "heartbeats"),
+)
 
 
 def main() -> int:
