@@ -1,6 +1,7 @@
 """The whole agent on the real engine: containers, Traefik, NATS, and requests all the while."""
 
 import asyncio
+import io
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from tests.harness import eventually
 from tests.node_agent.conftest import World, next_release, spec, wanted
 from tests.node_agent.test_jobs import ended, give, job
 from tests.ports.docker_image import IMAGE
-from tests.ports.engines import DockerHands
+from tests.ports.engines import DockerHands, blueprint
 from tests.ports.web import Load
 
 HEALTH = HealthCheck(kind="http", path="/", interval_seconds=0.5, timeout_seconds=2, start_seconds=20)
@@ -84,6 +85,41 @@ async def test_what_a_failed_release_printed_is_told(real: World) -> None:
     await real.want(wanted(missing, 3))
     assert "image 127.0.0.1:1/none:1 could not be pulled" in str((await real.finished(missing)).reason)
     await real.running(app)
+
+
+# Whoever is asked, and not killed, has the last word.
+_LAST_WORD = "$SIG{TERM} = sub { sleep 1; syswrite STDOUT, qq(the last word\\n); exit 7 }; sleep 60; sleep 60"
+_PERL = f"perl -e '{_LAST_WORD}'"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (_PERL, 7),
+        (f"cd /tmp && MODE=quick {_PERL}", 7),
+        (f"{_PERL}; echo and goes on", 7),
+        # The image's own, in the shell's form.
+        (None, 7),
+    ],
+)
+async def test_who_is_asked_to_stop_has_time_for_it(
+    docker: DockerHands, command: str | None, code: int
+) -> None:
+    """Whatever the shell has to do with the command."""
+    image = docker.image
+    if command is None:
+        image = image.replace("answer", "last-word")
+        dockerfile = io.BytesIO(f"FROM {docker.image}\nCMD {_PERL}\n".encode())
+        assert [*docker.client.build(fileobj=dockerfile, tag=image, rm=True)]
+    made = await docker.engine.create(blueprint(docker, image=image, command=command))
+    name = made.identity.instance
+    await docker.engine.start(name)
+    await asyncio.sleep(0.5)
+    assert await docker.engine.stop(name, 10) == code
+    assert await docker.engine.log_tail(name, 10) == ("the last word",)
+    await docker.engine.remove(name)
+    if command is None:
+        docker.client.remove_image(image, force=True)
 
 
 async def test_a_job_in_a_real_container(real: World, docker: DockerHands) -> None:

@@ -10,6 +10,7 @@ from contracts.ids import new_id
 from contracts.workload import HealthCheck, Slot
 from hypothesis import given
 from hypothesis import strategies as st
+from node_agent import shell
 from node_agent.addresses import free_address, free_subnet, routes_of
 from node_agent.departures import connected
 from node_agent.engine import Identity
@@ -338,3 +339,34 @@ def test_no_other_hostname_gets_into_a_file(hostname: str) -> None:
 def test_no_other_address_gets_into_a_file(address: str) -> None:
     with pytest.raises(InvalidInput, match="not an address"):
         render_routes(Served("app_1", (), (address,)))
+
+
+@pytest.mark.parametrize(
+    ("command", "plain"),
+    [
+        ("gunicorn app:app --bind 0.0.0.0:$PORT", True),
+        ("  python3 'my app.py'\n", True),
+        ("cd app && npm start", False),
+        ("A=1 node server.js", False),
+        ("exec node server.js", False),
+        ("node server.js; true", False),
+        ("node $(cat entry)", False),
+        ("npm run build\nnpm start", False),
+        ("! false", False),
+        ("", False),
+    ],
+)
+def test_a_plain_command_takes_the_place_of_its_shell(command: str, plain: bool) -> None:
+    assert shell.is_plain(command) is plain
+    assert shell.start(command).command == (
+        [f"exec {command.strip()}"]
+        if plain
+        else [f"unset TINI_KILL_PROCESS_GROUP; trap exit INT QUIT TERM\n{command}"]
+    )
+
+
+def test_only_an_image_that_begins_in_a_shell_is_started_otherwise() -> None:
+    in_shell = shell.start_of({"Entrypoint": None, "Cmd": ["/bin/sh", "-c", "flask run"]})
+    assert (in_shell.entrypoint, in_shell.command) == (["/bin/sh", "-c"], ["exec flask run"])
+    own = shell.start_of({"Entrypoint": ["docker-entrypoint.sh"], "Cmd": ["postgres"]})
+    assert own == shell.Start()

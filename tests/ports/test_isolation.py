@@ -6,6 +6,7 @@ private network; no packet leaves this machine.
 
 import asyncio
 import fcntl
+import io
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -188,6 +189,22 @@ async def test_home_and_tmp_can_be_written_up_to_their_size(one: Tenant) -> None
     assert (await one.run("dd", "if=/dev/zero", "of=/tmp/big", "bs=1M", "count=8"))[0] == 0
     assert (await one.run("dd", "if=/dev/zero", "of=/tmp/big", "bs=1M", "count=32"))[0] != 0
     assert (await one.run("rm", "/tmp/big"))[0] == 0
+
+
+@pytest.mark.promise("R14.2")
+async def test_what_an_image_calls_a_volume_counts_as_written(docker: DockerHands) -> None:
+    dockerfile = f"FROM {docker.image}\nRUN mkdir --mode 777 /unmeasured\nVOLUME /unmeasured\n"
+    image = docker.image.replace("answer", "unmeasured")
+    for line in docker.client.build(fileobj=io.BytesIO(dockerfile.encode()), tag=image, rm=True, decode=True):
+        assert "error" not in line, line
+    made = await tenant(docker, image=image)
+    try:
+        assert await docker.engine.written(made.name) < 2**20
+        await made.run("dd", "if=/dev/zero", "of=/unmeasured/big", "bs=1M", "count=4")
+        assert await docker.engine.written(made.name) >= 4 * 2**20
+    finally:
+        await docker.engine.remove(made.name)
+        docker.client.remove_image(image, force=True)
 
 
 @pytest.mark.promise("R14.4")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 from contracts.errors import InvalidInput, NotFound, ProviderFailed, Unavailable
 
-from node_agent import gauges, labels
+from node_agent import docker_disk, gauges, labels, shell
 from node_agent.docker_networks import Networks
 from node_agent.docker_streams import DockerSession, connect
 from node_agent.engine import (
@@ -185,17 +185,19 @@ class DockerEngine:
         limits = blueprint.limits
         user = f"{blueprint.uid}:{blueprint.uid}"
         memory = limits.memory_mb * _MIB
-        command: dict[str, Any] = {}
         if blueprint.command is not None:
-            command = {"entrypoint": ["/bin/sh", "-c"], "command": [blueprint.command]}
+            start = shell.start(blueprint.command)
+        else:
+            start = shell.start_of(client.inspect_image(blueprint.image)["Config"])
         config: dict[str, Any] = client.create_container_config(
             blueprint.image,
-            **{"command": None, **command},
+            command=start.command,
+            entrypoint=start.entrypoint,
             user=user,
             # Health is the agent's to judge, from outside.
             healthcheck={"test": ["NONE"]},
             hostname=str(blueprint.identity.slot).replace(".", "-"),
-            environment={"HOME": "/tmp", **blueprint.environment},  # noqa: S108
+            environment={"HOME": "/tmp", **start.environment, **blueprint.environment},  # noqa: S108
             tty=blueprint.terminal,
             stdin_open=blueprint.terminal,
             labels={**self._own, **labels.labels_of(blueprint.identity), labels.ADDRESS: address},
@@ -344,12 +346,8 @@ class DockerEngine:
         return gauges.told(client.stats(self._name(instance), stream=False, one_shot=True))
 
     async def written(self, instance: str) -> int:
-        def read(client: Any) -> int:
-            filters = {"label": [f"{labels.INSTANCE}={instance}", *self._filters()]}
-            found = client.containers(all=True, size=True, filters=filters)
-            return sum(int(one.get("SizeRw", 0)) for one in found)
-
-        return await self._call(read)
+        filters = {"label": [f"{labels.INSTANCE}={instance}", *self._filters()]}
+        return await self._call(lambda client: docker_disk.written(client, filters))
 
     async def events(self) -> AsyncIterator[EngineEvent | None]:
         loop = asyncio.get_running_loop()
