@@ -100,6 +100,18 @@ async def test_a_job_that_takes_too_long_is_ended(world: World) -> None:
     await none_left(world)
 
 
+async def test_a_job_that_writes_more_than_its_plan_allows_is_ended(world: World) -> None:
+    await world.start()
+    wanted = await give(world, job(world, "sleep 1000"))
+    await begun(world)
+    [instance] = await world.engine.jobs()
+    world.engine.writes[instance.identity.instance] = 65 * 2**20
+    loops = world.harness.hosts["node-agent"].service.loops
+    next(loop for loop in loops if loop.name == "disks").nudge()
+    end = await ended(world, wanted)
+    assert (end.outcome, end.words) == ("failed", "it wrote 65 MB where the plan allows 64 MB")
+
+
 async def test_an_agent_that_is_killed_goes_on_with_what_runs(world: World) -> None:
     await world.start()
     wanted = await give(world, job(world, "echo before; sleep 0.6; echo after"))

@@ -7,7 +7,7 @@ next life goes on there; where nobody can know how it went, the job is told as l
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ class Signals:
 
     cancelled: asyncio.Event
     terminal: asyncio.Future[Conversation]
+    # What it has done that nobody is allowed: the reason it is stopped for.
+    excess: list[str] = field(default_factory=list)
 
 
 class Errand:
@@ -72,6 +74,7 @@ class Errand:
         self._shelf = shelf
         self._record = record
         self._cancelled = signals.cancelled
+        self._excess = signals.excess
         self._terminal = signals.terminal
         self._conversation: Conversation | None = None
         self._report = report
@@ -192,11 +195,10 @@ class Errand:
             await self._site.engine.stop(self._name, self._job.spec.grace_seconds)
         ending = await self._site.engine.ending(self._name)
         if self._cancelled.is_set() or not heard:
-            over = self._remaining() <= 0
-            why = "it ran for too long" if over else "its terminal was closed"
-            raise _End(
-                "timed_out" if over else "cancelled", why, None if ending is None else ending.exit_code
-            )
+            code = None if ending is None else ending.exit_code
+            if self._remaining() <= 0:
+                raise _End("timed_out", "it ran for too long", code)
+            raise self._stopped("its terminal was closed", code)
         raise self._ended_by_itself(ending)
 
     async def _hang_up(self, conversation: Conversation) -> None:
@@ -222,7 +224,7 @@ class Errand:
                 await reading
                 self._output.end()
                 if cancelling in done:
-                    raise _End("cancelled", "it was cancelled", await self._exit_code())
+                    raise self._stopped("it was cancelled", await self._exit_code())
                 limit = f"it ran for longer than {self._job.timeout_seconds:g} s"
                 raise _End("timed_out", limit, await self._exit_code())
             await reading
@@ -242,6 +244,11 @@ class Errand:
         memory = self._job.spec.limits.memory_mb
         why = words(ending.exit_code, out_of_memory=ending.out_of_memory, memory_mb=memory)
         return _End("failed", why, ending.exit_code)
+
+    def _stopped(self, why: str, exit_code: int | None) -> _End:
+        if self._excess:
+            return _End("failed", self._excess[0], exit_code)
+        return _End("cancelled", why, exit_code)
 
     def _remaining(self) -> float:
         assert self._record.started_at is not None

@@ -5,6 +5,7 @@ of one that is over goes from the bucket, and then from the disk.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from node_agent.site import Site
 log = structlog.get_logger("node-agent.jobs")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+_MIB = 1024 * 1024
 
 
 class Jobs:
@@ -32,6 +34,7 @@ class Jobs:
         self._report = report
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, asyncio.Event] = {}
+        self._excess: defaultdict[str, list[str]] = defaultdict(list)
         # Jobs that wait for somebody to talk to.
         self._waiting: dict[str, asyncio.Future[Conversation]] = {}
 
@@ -89,9 +92,25 @@ class Jobs:
         def ended(_: object) -> None:
             self._tasks.pop(job, None)
             self._cancelled.pop(job, None)
+            self._excess.pop(job, None)
             self._waiting.pop(job).cancel()
 
         task.add_done_callback(ended)
+
+    async def measure_disks(self) -> None:
+        """One that wrote more than its plan allows is ended."""
+        for job, record in self._shelf:
+            if record.stage != "started" or job not in self._tasks:
+                continue
+            allowed = record.told.job.spec.limits.disk_mb
+            try:
+                written = await self._site.engine.written(instance_of(job)) // _MIB
+            except BerthError as error:
+                log.info("usage is not known", job=job, error=error.message)
+                continue
+            if written > allowed:
+                self._excess[job].append(f"it wrote {written} MB where the plan allows {allowed} MB")
+                self._cancel(job)
 
     async def attach(self, conversation: Conversation) -> str | None:
         """Hands it to the job it is for; why not, where it cannot."""
@@ -116,7 +135,7 @@ class Jobs:
                 if record.stage == "ended":
                     await self._site.engine.remove(instance_of(job))
                     return
-                signals = Signals(self._cancelled[job], self._waiting[job])
+                signals = Signals(self._cancelled[job], self._waiting[job], self._excess[job])
                 await Errand(self._site, self._shelf, record, signals, self._report).run()
             except (BerthError, OSError) as error:
                 if pause == _FIRST_PAUSE:

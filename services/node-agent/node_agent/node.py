@@ -144,6 +144,7 @@ class Node:
 
     async def measure_disks(self) -> None:
         """One that wrote more than its plan allows is replaced by a fresh one."""
+        await self._jobs.measure_disks()
         site = self._site
         for tenure in site.tenures:
             started = tenure.started
