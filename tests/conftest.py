@@ -1,57 +1,116 @@
-"""What every test may ask for: the real servers, the machine's engine with its images, a harness."""
+"""What every test may ask for: the real servers, the machine's engine with its images, a harness.
 
+`pytest -n 2` shares the run out between two processes. Each has its servers; the engine is one for both, made
+by whoever comes first and stopped by whoever goes last.
+"""
+
+import fcntl
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from embedded.engine import Engine
 from embedded.images import Images, trusted
 from runtime.telemetry import configure_logging
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.harness import Harness, Servers, open_harness, servers
 
 ROOT = Path(__file__).parent.parent
+CACHE = ROOT / ".cache"
 # The areas whose tests run containers.
 WITH_ENGINE = {"bench", "builder", "compose", "embedded", "journeys", "node_agent", "nodes", "ports"}
+
+# Areas that meet on the engine, by a name or by its networks: one process runs them one after the other. What
+# is not named here is shared out by file. The longest come first.
+TOGETHER = {
+    "journeys": "platforms",
+    "nodes": "platforms",
+    "builder": "builds",
+    "ports": "builds",
+    "node_agent": "builds",
+    "compose": "compose",
+    "embedded": "embedded",
+}
 
 FURTHER_IMAGES = pytest.StashKey[Future[None]]()
 
 configure_logging("warning")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Shares(LoadScopeScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return TOGETHER.get(file.split("/")[1], file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
+    config.option.loadscopereorder = False
+    return Shares(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        order = list(dict.fromkeys(TOGETHER.values()))
+        items.sort(key=lambda item: order.index(found) if (found := TOGETHER.get(area(item))) else len(order))
     for item in items:
         for mark in item.iter_markers("promise"):
             for promise in mark.args:
                 item.user_properties.append(("promise", promise))
 
 
+def area(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT / "tests").parts[0]
+
+
+@contextmanager
+def alone(doing: str) -> Iterator[None]:
+    """Of the processes of a run, one at a time."""
+    with (CACHE / f"{doing}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """The engine of this machine, or one of our own for the run, with every image there is."""
-    areas = {item.path.relative_to(ROOT / "tests").parts[0] for item in request.session.items}
-    if not areas & WITH_ENGINE:
+    if not {area(item) for item in request.session.items} & WITH_ENGINE:
         yield
         return
 
     def say(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
-    own = Engine(ROOT / ".cache" / "engine", say=say)
-    images = Images(own.ensure(), ROOT / ".cache" / "images", say=say, ca_bundle=trusted())
-    try:
-        images.ensure()
-        # The other runtimes' take minutes on a fresh machine: they are made beside the tests that need none.
-        with ThreadPoolExecutor(1) as beside:
-            request.config.stash[FURTHER_IMAGES] = beside.submit(images.ensure_further)
-            yield
-            images.end()
-    finally:
-        images.close()
-        own.stop()
+    def make_further() -> None:
+        with alone("further-images"):
+            images.ensure_further()
+
+    CACHE.mkdir(exist_ok=True)
+    own = Engine(CACHE / "engine", say=say)
+    with (CACHE / "engine.used").open("w") as used:
+        try:
+            with alone("engine"):
+                fcntl.flock(used, fcntl.LOCK_SH)
+                images = Images(own.ensure(), CACHE / "images", say=say, ca_bundle=trusted())
+                images.ensure()
+            try:
+                # The other runtimes' take minutes on a fresh machine: made beside the tests that need none.
+                with ThreadPoolExecutor(1) as beside:
+                    request.config.stash[FURTHER_IMAGES] = beside.submit(make_further)
+                    yield
+                    images.end()
+            finally:
+                images.close()
+        finally:
+            with alone("engine"), suppress(BlockingIOError):
+                fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                own.stop()
 
 
 @pytest.fixture(scope="session")
