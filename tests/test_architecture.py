@@ -3,8 +3,10 @@
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -32,49 +34,68 @@ PRODUCT = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "bench
 PURE = [path for path in PRODUCT if "PURE" in (ast.get_docstring(ast.parse(path.read_text())) or "")]
 
 
+class Call(NamedTuple):
+    name: str
+    line: int
+    by_shell: bool
+
+
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+@cache
+def text(path: Path) -> str:
+    return path.read_text()
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def calls(path: Path) -> tuple[Call, ...]:
+    return tuple(
+        Call(
+            ast.unparse(node.func),
+            node.lineno,
+            any(word.arg == "shell" and getattr(word.value, "value", False) for word in node.keywords),
+        )
+        for node in ast.walk(ast.parse(text(path)))
+        if isinstance(node, ast.Call)
+    )
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text(path))):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module.partition(".")[0])
-    return found
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=named)
-def test_only_the_chassis_commits(path: Path) -> None:
-    if path.is_relative_to(ROOT / "libs" / "runtime"):
-        return
-    assert [line.lineno for name, line in calls(path) if name.endswith((".commit", ".rollback"))] == []
+def calling(paths: Iterable[Path], refused: Callable[[Call], bool]) -> list[str]:
+    """Every place where it is done: a failure names them all."""
+    return [
+        f"{named(path)}:{call.line} {call.name}" for path in paths for call in calls(path) if refused(call)
+    ]
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=named)
-def test_no_string_reaches_a_shell(path: Path) -> None:
-    for name, call in calls(path):
-        assert name not in {"os.system", "os.popen", "asyncio.create_subprocess_shell"}, call.lineno
-        assert not any(
-            keyword.arg == "shell" and getattr(keyword.value, "value", False) for keyword in call.keywords
-        ), call.lineno
+def test_only_the_chassis_commits() -> None:
+    others = [path for path in PRODUCT if not path.is_relative_to(ROOT / "libs" / "runtime")]
+    assert calling(others, lambda call: call.name.endswith((".commit", ".rollback"))) == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=named)
-def test_the_time_comes_from_the_clock(path: Path) -> None:
+def test_no_string_reaches_a_shell() -> None:
+    shells = {"os.system", "os.popen", "asyncio.create_subprocess_shell"}
+    assert calling([*SOURCES, *TESTS], lambda call: call.name in shells or call.by_shell) == []
+
+
+def test_the_time_comes_from_the_clock() -> None:
     """Events stamp themselves; the clock is the clock; everything else is given the time."""
-    if named(path) in {"libs/contracts/contracts/events.py", "libs/runtime/runtime/clock.py"}:
-        return
+    clocks = {"libs/contracts/contracts/events.py", "libs/runtime/runtime/clock.py"}
     naked = {"datetime.now", "datetime.utcnow", "datetime.datetime.now", "date.today", "datetime.today"}
-    assert [call.lineno for name, call in calls(path) if name in naked] == []
+    others = [path for path in PRODUCT if named(path) not in clocks]
+    assert calling(others, lambda call: call.name in naked) == []
 
 
 def test_there_are_pure_modules() -> None:
@@ -98,39 +119,34 @@ def test_pure_modules_do_nothing_but_decide(path: Path) -> None:
         "requests",
         "fastapi",
     }
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(text(path))
     assert not any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree))
-    assert not [name for name, _ in calls(path) if name in {"open", "datetime.now", "time.time", "print"}]
+    assert calling([path], lambda call: call.name in {"open", "datetime.now", "time.time", "print"}) == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=named)
-def test_annotations_are_not_strings(path: Path) -> None:
+def test_annotations_are_not_strings() -> None:
     """Postponed annotations break the typed closures FastStream and FastAPI read."""
-    assert "from __future__ import annotations" not in path.read_text()
+    assert [named(path) for path in PRODUCT if "from __future__ import annotations" in text(path)] == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=named)
-def test_a_cancellation_is_never_swallowed(path: Path) -> None:
+def test_a_cancellation_is_never_swallowed() -> None:
     """Python 3.11's wait_for returns a result that meets a cancellation, and the task lives on."""
-    assert [call.lineno for name, call in calls(path) if name == "asyncio.wait_for"] == []
+    assert calling(PRODUCT, lambda call: call.name == "asyncio.wait_for") == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=named)
-def test_modules_stay_readable(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 450
+def test_modules_stay_readable() -> None:
+    assert [named(path) for path in PRODUCT if len(text(path).splitlines()) > 450] == []
 
 
-@pytest.mark.parametrize("path", [p for p in PRODUCT if "versions" not in p.parts], ids=named)
-def test_every_module_says_what_it_owns(path: Path) -> None:
-    text = path.read_text()
-    assert not text.strip() or ast.get_docstring(ast.parse(text)), "a docstring: what it owns, its invariant"
+def test_every_module_says_what_it_owns() -> None:
+    """A docstring: what it owns, its invariant."""
+    modules = [path for path in PRODUCT if "versions" not in path.parts and text(path).strip()]
+    assert [named(path) for path in modules if not ast.get_docstring(ast.parse(text(path)))] == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_nothing_is_left_unfinished(path: Path) -> None:
-    text = path.read_text()
-    for word in ("TODO", "FIXME", "XXX", "NotImplementedError", "pragma: no cover"):
-        assert word not in text
+def test_nothing_is_left_unfinished() -> None:
+    words = ("TODO", "FIXME", "XXX", "NotImplementedError", "pragma: no cover")
+    assert [(named(path), word) for path in SOURCES for word in words if word in text(path)] == []
 
 
 @pytest.mark.promise("D3")
