@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from builder.build_log import LeaseLost, LogWriter
 from builder.image_builder import StepFailed
+from builder.janitor import Needed, Published, unwanted
 from builder.queue import Claimed, Queue
 from builder.tables import BuildRow
 from contracts import events, queries
@@ -608,6 +609,41 @@ async def test_the_janitor_keeps_what_is_needed(gateway: Gateway, images: FakeIm
     gateway.harness.clock.advance(timedelta(days=8).total_seconds())
     await janitor.work()
     assert await host.runtime.store.read("select engine from layer") == []
+
+
+@pytest.mark.promise("U15")
+async def test_the_registry_keeps_what_can_be_gone_back_to(
+    gateway: Gateway, images: FakeImageBuilder
+) -> None:
+    """The release and the last builds, whichever builder has made them; not the rest, nor a deleted app's."""
+    images.registry = "registry.example.com:5000"
+    host = await gateway.builder(images, keep_images=2, registry=images.registry)
+    first = gateway.upload({"Dockerfile": DOCKERFILE})
+    more = [gateway.upload({"Dockerfile": DOCKERFILE, "n": n}, workload=first.workload) for n in "123"]
+    gone = gateway.upload({"Dockerfile": DOCKERFILE})
+    built = {}
+    for request in (first, *more, gone):
+        await gateway.harness.publish(request)
+        result = (await gateway.finished(request)).result
+        assert isinstance(result, BuildSucceeded)
+        built[request.deployment] = result.image
+    janitor = next(loop for loop in host.service.loops if loop.name == "janitor")
+    gateway.specs = [spec(first, image=built[first.deployment]), spec(gone, state="deleted")]
+    await janitor.work()
+    assert images.withdrawn == []
+    gateway.harness.clock.advance(timedelta(hours=2).total_seconds())
+    await janitor.work()
+    await janitor.work()
+    assert sorted(images.withdrawn) == sorted([built[more[0].deployment], built[gone.deployment]])
+
+
+def test_an_image_of_two_deployments_is_unwanted_when_both_are() -> None:
+    needed = Needed(frozenset({"app"}), frozenset(), frozenset({"new"}))
+    published = [Published(deployment, "app", image) for deployment, image in (("old", "x"), ("new", "x"))]
+    assert unwanted([*published, Published("old", "app", "y"), Published("new", "gone", "z")], needed) == [
+        "y",
+        "z",
+    ]
 
 
 async def test_the_cache_keeps_its_size_and_what_was_used_last(

@@ -46,6 +46,7 @@ class FakeImageBuilder:
         # Of each layer.
         self.weight = 0
         self.forgotten: list[str] = []
+        self.withdrawn: list[str] = []
         # How long every build takes.
         self.seconds = 0.0
         # Containers of builds under way, as (build, attempt).
@@ -204,6 +205,9 @@ class FakeImageBuilder:
             return False
         self._kept.pop(image.id, None)
         return True
+
+    async def withdraw(self, reference: str) -> None:
+        self.withdrawn.append(reference)
 
     def layers(self) -> frozenset[str]:
         layers = frozenset(self._layers)

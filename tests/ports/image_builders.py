@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from builder.docker_builder import DockerBuilder
 from builder.engine_api import EngineApi
 from builder.image_builder import FoundImage, ImageBuilder, Order, Repository, Stream
+from builder.own_registry import OwnRegistry
 from contracts.git_address import parse
 from contracts.ids import new_id
 from runtime.clock import SystemClock
@@ -94,12 +95,11 @@ class DockerHands:
 
 def docker_builder(
     prefix: str = PREFIX,
-    registry: str | None = None,
+    registry: OwnRegistry | None = None,
     pids: int = 200,
     least_free_mb: int = 256,
     *,
     allow_private_registry: bool = False,
-    registry_login: tuple[str, str] = ("", ""),
 ) -> DockerBuilder:
     return DockerBuilder(
         EngineApi(URL),
@@ -112,7 +112,6 @@ def docker_builder(
         source_bytes=20 * 1024 * 1024,
         ca_bundle=None,
         registry=registry,
-        registry_login=registry_login,
         least_free_mb=least_free_mb,
         allow_private_registry=allow_private_registry,
     )

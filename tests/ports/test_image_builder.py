@@ -11,7 +11,10 @@ import pytest
 from builder.build_output import BuildOutput
 from builder.engine_api import Refused, tar_of
 from builder.image_builder import BuiltImage, Repository, StepFailed
+from builder.own_registry import OwnRegistry
+from contracts.credentials import RegistryLogin
 from contracts.git_address import parse
+from runtime.clock import SystemClock
 
 from tests.harness import eventually
 from tests.ports.image_builders import (
@@ -375,7 +378,8 @@ async def test_forgets_only_what_is_cache(docker: DockerHands) -> None:
 async def test_publishes_to_a_registry(docker: DockerHands, login: str | None) -> None:
     with push_registry(login) as registry:
         user, _, password = (login or "").partition(":")
-        builder = docker_builder(registry=registry.address, registry_login=(user, password))
+        known = RegistryLogin(host=registry.address, user=user, password=password) if user else None
+        builder = docker_builder(registry=OwnRegistry(registry.address, SystemClock(), login=known))
         order = new_order()
         image = await builder.build(
             order, context({"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n"}), "Dockerfile", (), Said()

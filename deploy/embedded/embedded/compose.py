@@ -6,8 +6,6 @@ changes nothing. What the operator wrote into `.env` or `settings.env` stays.
 """
 
 import argparse
-import base64
-import hashlib
 import os
 import re
 import sys
@@ -21,6 +19,7 @@ from contracts.ids import NodeName
 from pydantic import TypeAdapter, ValidationError
 from runtime.issuer import Issuer, cutter_password
 from runtime.permissions import CUTTER, SERVICES, nats_config, node_name
+from runtime.registry_key import RegistryKey
 from runtime.secrets import BadSecret, check_secret, derive, new_secret
 
 from embedded import instances
@@ -65,6 +64,7 @@ def derived(master: str, node: str) -> dict[str, str]:
     keys = {
         "BERTH_POSTGRES_PASSWORD": derive(master, "database/postgres"),
         "BERTH_REGISTRY_SECRET": derive(master, "registry/http"),
+        "BERTH_REGISTRY_KEY": derive(master, "registry/key"),
         "BERTH_GATEWAY_TOKEN_SECRET": derive(master, "gateway/tokens"),
         "BERTH_SEAL_KEY": derive(master, "seal"),
         "BERTH_NATS_ISSUER": derive(master, "nats/issuer"),
@@ -72,8 +72,6 @@ def derived(master: str, node: str) -> dict[str, str]:
         "BERTH_NODE_SEAL_KEY": derive(derive(master, "seal"), f"node/{node}"),
         variable("BERTH_NATS", "node"): derive(master, f"nats/{node_name(node)}"),
     }
-    for user in ("builder", "node"):
-        keys[variable("BERTH_REGISTRY", user)] = derive(master, f"registry/{user}")
     for service in SERVICES:
         keys[variable("BERTH_DATABASE", service)] = derive(master, f"database/{service}")
         keys[variable("BERTH_NATS", service)] = derive(master, f"nats/{service}")
@@ -88,15 +86,6 @@ def nats_conf(node: str, issuer: str) -> str:
 
     # A variable in quotes would be the password itself.
     return _SERVERS + re.sub(r'"(\$\w+)"', r"\1", nats_config(named, nodes=[node], issuer=issuer))
-
-
-def registry_users(keys: Mapping[str, str], *users: str) -> str:
-    """As the door reads them. The passwords are 256 random bits: their hash need not be a slow one."""
-    lines = []
-    for user in users:
-        digest = hashlib.sha1(keys[variable("BERTH_REGISTRY", user)].encode()).digest()  # noqa: S324
-        lines.append(f"{user}:{{SHA}}{base64.b64encode(digest).decode()}\n")
-    return "".join(lines)
 
 
 def parse(text: str) -> dict[str, str]:
@@ -146,10 +135,9 @@ def write(state: Path, chosen: Mapping[str, str], found: Mapping[str, str] | Non
     if not settings.exists():
         write_if_new(settings, _SETTINGS)
     write_if_new(state / "nats.conf", nats_conf(node, Issuer(known["BERTH_NATS_ISSUER"]).public))
-    write_if_new(state / "registry-readers", registry_users(known, "builder", "node"))
-    write_if_new(state / "registry-writers", registry_users(known, "builder"))
+    write_if_new(state / "registry.pem", RegistryKey(known["BERTH_REGISTRY_KEY"]).certificate().decode())
     # Read by the servers' own users; there is no secret in them.
-    for name in ("nats.conf", "registry-readers", "registry-writers"):
+    for name in ("nats.conf", "registry.pem"):
         (state / name).chmod(0o644)
     return known
 

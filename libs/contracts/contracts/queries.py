@@ -32,6 +32,26 @@ class Query(Model, Generic[A]):
     def subject(cls) -> str:
         return f"query.{cls.owner}.{cls.what}"
 
+    @classmethod
+    def heard_at(cls) -> str:
+        return cls.subject()
+
+    def asked_at(self) -> str:
+        return self.subject()
+
+
+class NodeQuery(Query[A], Generic[A]):
+    """One that a node asks: under its own name, which nobody else can."""
+
+    node: NodeName
+
+    @classmethod
+    def heard_at(cls) -> str:
+        return f"{cls.subject()}.*"
+
+    def asked_at(self) -> str:
+        return f"{self.subject()}.{self.node}"
+
 
 class Workloads(Model):
     """A page of every workload's newest specification; the deleted ones stay in it as tombstones."""
@@ -427,3 +447,16 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     WalletOf,
     StatementOf,
 )
+
+
+class PullPermit(Model):
+    """`token` lets its bearer read one repository of the platform's registry for some minutes."""
+
+    token: Annotated[str, Field(repr=False)]
+
+
+class PullPermitFor(NodeQuery[PullPermit]):
+    """An image that this node is ordered to run; for any other there is none."""
+
+    owner, what, answer = "scheduler", "pull_permit", PullPermit
+    image: Annotated[str, Field(max_length=500)]

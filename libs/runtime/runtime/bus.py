@@ -232,7 +232,7 @@ class Bus:
         carrier = self._telemetry.carrier()
         try:
             reply = await self.client.request(
-                query.subject(),
+                query.asked_at(),
                 query.model_dump_json().encode(),
                 timeout=timeout,
                 headers={TRACE_HEADER: carrier},
@@ -252,6 +252,8 @@ class Bus:
             carrier = orjson.loads((message.headers or {}).get(TRACE_HEADER, "{}"))
             try:
                 question = query.model_validate_json(message.body)
+                if message.raw_message.subject != question.asked_at():
+                    raise errors.InvalidInput("asked under a name that is not its own")
                 with self._telemetry.span(query.subject(), carrier=carrier):
                     return (await answer(question)).model_dump_json().encode()
             except ValidationError as error:
@@ -264,7 +266,7 @@ class Bus:
                 log.exception("query failed", query=query.subject())
                 return _error_bytes(ProviderFailed(f"{query.owner} failed; its log says why"))
 
-        self._subscriber(query.subject(), reply, queue=query.owner)
+        self._subscriber(query.heard_at(), reply, queue=query.owner)
 
     def listen(self, report: type[Report], hear: Hear, service: str) -> None:
         """Reports in batches of whatever has arrived; replicas share them."""

@@ -34,6 +34,7 @@ from contracts.events import (
     RolloutFinished,
     WalletChanged,
 )
+from contracts.queries import PullPermitFor
 from contracts.reports import BuildLog, JobOutput, NodeHeartbeat, NodePeer
 
 # nats-server asks there who a user is that its configuration does not list.
@@ -105,6 +106,7 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
         f"{RolloutFinished.name}.{node}",
         f"{JobFinished.name}.{node}",
         f"{JobOutput.name}.{node}",
+        f"{PullPermitFor.subject()}.{node}",
         sessions.from_node(node, "*"),
         f"$KV.endpoints.*.{node}",
         "$JS.API.STREAM.INFO.KV_endpoints",

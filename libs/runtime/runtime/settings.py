@@ -48,6 +48,10 @@ class RuntimeSettings(BaseSettings):
     node_seal_key: SecretStr | None = Field(
         None, description="What is sealed for one node, for its agent without the master secret"
     )
+    registry_key: SecretStr | None = Field(
+        None,
+        description="What tokens for the image registry are signed with, without the master secret",
+    )
     node: str = Field("local", description="Name of the node the agent in this process speaks for")
     currency: Currency = Field(
         "USD",
@@ -99,6 +103,13 @@ class RuntimeSettings(BaseSettings):
         if self.nats_issuer is not None:
             return self.nats_issuer.get_secret_value()
         return self.derived("nats/issuer")
+
+    @property
+    def registry_secret(self) -> str:
+        """Of the key that signs who may do what in the image registry."""
+        if self.registry_key is not None:
+            return self.registry_key.get_secret_value()
+        return self.derived("registry/key")
 
     def seal_key_of(self, purpose: str) -> str:
         """The same in every service: what one has sealed, another opens."""

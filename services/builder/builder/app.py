@@ -3,6 +3,8 @@
 import functools
 
 from contracts import events, queries, reports
+from contracts.credentials import RegistryLogin
+from runtime.registry_key import RegistryKey
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 
@@ -12,6 +14,7 @@ from builder.docker_builder import DockerBuilder
 from builder.engine_api import EngineApi
 from builder.image_builder import ImageBuilder
 from builder.janitor import Janitor
+from builder.own_registry import OwnRegistry
 from builder.queue import Queue
 from builder.settings import MIB, BuilderSettings
 
@@ -32,8 +35,7 @@ def create(
             build_seconds=settings.timeout_seconds,
             source_bytes=settings.source_mb * MIB,
             ca_bundle=ca_bundle,
-            registry=settings.registry,
-            registry_login=(settings.registry_user, settings.registry_password.get_secret_value()),
+            registry=_registry(runtime, settings),
             allow_private_registry=settings.allow_private_registry,
             least_free_mb=settings.least_free_mb,
         )
@@ -64,3 +66,14 @@ def create(
         loops=[*loops, Loop("pending", queue.heal, every=45.0), Loop("janitor", janitor.work, every=300.0)],
         on_stop=images.close,
     )
+
+
+def _registry(runtime: Runtime, settings: BuilderSettings) -> OwnRegistry | None:
+    if settings.registry is None:
+        return None
+    if settings.registry_user:
+        password = settings.registry_password.get_secret_value()
+        login = RegistryLogin(host=settings.registry, user=settings.registry_user, password=password)
+        return OwnRegistry(settings.registry, runtime.clock, login=login, url=settings.registry_url)
+    key = RegistryKey(runtime.settings.registry_secret)
+    return OwnRegistry(settings.registry, runtime.clock, key=key, url=settings.registry_url)

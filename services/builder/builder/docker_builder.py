@@ -41,6 +41,7 @@ from builder.image_builder import (
     StepFailed,
     Workshop,
 )
+from builder.own_registry import OwnRegistry
 from builder.registry import OWN, Registries, found_image
 
 log = structlog.get_logger("builder.engine")
@@ -74,8 +75,7 @@ class DockerBuilder:
         build_seconds: float,
         source_bytes: int,
         ca_bundle: bytes | None,
-        registry: str | None,
-        registry_login: tuple[str, str] = ("", ""),
+        registry: OwnRegistry | None,
         least_free_mb: int,
         allow_private_registry: bool = False,
     ) -> None:
@@ -83,9 +83,8 @@ class DockerBuilder:
         self._clock = clock
         self._prefix = prefix
         self._registry = registry
-        user, password = registry_login
-        self._login = RegistryLogin(host=registry or "", user=user, password=password) if user else None
-        self._registries = Registries(api, registry, allow_private_registry)
+        own = None if registry is None else registry.address
+        self._registries = Registries(api, own, allow_private_registry)
         self._bases = Bases(api, clock, self._registries, prefix)
         self._longest = timedelta(seconds=build_seconds)
         self._layers: set[str] = set()
@@ -238,8 +237,9 @@ class DockerBuilder:
     async def publish(self, order: Order, image: BuiltImage, say: Say) -> PublishedImage:
         if self._registry is None:
             return PublishedImage(image.id, image.id)
-        repository = f"{self._registry}/{order.organization}/{order.workload}"
-        digest = await self._registries.push(image, repository, order.deployment, self._login, say)
+        repository = self._registry.repository(order.organization, order.workload)
+        opened = self._registry.push_header(repository)
+        digest = await self._registries.push(image, repository, order.deployment, opened, say)
         return PublishedImage(f"{repository}@{digest}", digest)
 
     # --- the network -------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ class DockerBuilder:
 
     def _is_ours(self, place: str) -> bool:
         return place == self._prefix or (
-            self._registry is not None and place.startswith(f"{self._registry}/")
+            self._registry is not None and place.startswith(f"{self._registry.address}/")
         )
 
     async def remove(self, image: KeptImage) -> bool:
@@ -328,6 +328,10 @@ class DockerBuilder:
             if not await self._remove_image(name):
                 return False
         return True
+
+    async def withdraw(self, reference: str) -> None:
+        if self._registry is not None and reference.startswith(f"{self._registry.address}/"):
+            await self._registry.remove(reference)
 
     async def _remove_image(self, name: str) -> bool:
         """The engine refuses by itself what a container uses, running or not, and what others build on."""

@@ -215,6 +215,10 @@ class ImageBuilder(Protocol):
         """False: a container uses it."""
         ...
 
+    async def withdraw(self, reference: str) -> None:
+        """Removes a published image from where it was published to."""
+        ...
+
     def layers(self) -> frozenset[str]:
         """Of the build cache, what was made or used since this was asked last."""
         ...

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
+from contracts.errors import BerthError
 from contracts.queries import WorkloadsAfter
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from builder.image_builder import ImageBuilder, KeptImage
@@ -39,6 +40,13 @@ class Needed:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    deployment: str
+    workload: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
 class Janitor:
     runtime: Runtime
     settings: BuilderSettings
@@ -56,11 +64,35 @@ class Janitor:
 
     async def _remove_images(self) -> None:
         needed = await self._needed()
+        await self._withdraw(needed)
         for image in superfluous(await self.images.images(), needed):
             if self.runtime.clock.now() - image.made_at < _FRESH:
                 continue
             if await self.images.remove(image):
                 log.info("image removed", image=image.id, deployment=image.deployment)
+
+    async def _withdraw(self, needed: Needed) -> None:
+        """Out of the registry, whichever builder has put them there."""
+        if self.settings.registry is None:
+            return
+        built = (
+            select(BuildRow.deployment, BuildRow.workload, BuildRow.image)
+            .where(BuildRow.state == "succeeded", BuildRow.withdrawn.is_(False))
+            .where(BuildRow.image.startswith(f"{self.settings.registry}/", autoescape=True))
+            .where(BuildRow.finished_at < self.runtime.clock.now() - _FRESH)
+        )
+        async with self.runtime.store.transaction(PLATFORM) as tx:
+            found = await tx.execute(built)
+            published = [Published(one.deployment, one.workload, str(one.image)) for one in found]
+        for image in unwanted(published, needed)[:_AT_ONCE]:
+            try:
+                await self.images.withdraw(image)
+            except BerthError as error:
+                log.warning("an image stays in the registry", image=image, error=error.message)
+                return
+            async with self.runtime.store.transaction(PLATFORM) as tx:
+                await tx.execute(update(BuildRow).where(BuildRow.image == image).values(withdrawn=True))
+            log.info("image removed from the registry", image=image)
 
     async def _needed(self) -> Needed:
         workloads, images = set(), set()
@@ -128,6 +160,15 @@ class Janitor:
         if gone:
             async with self.runtime.store.transaction(PLATFORM) as tx:
                 await tx.execute(delete(LayerRow).where(LayerRow.engine == engine, LayerRow.id.in_(gone)))
+
+
+def unwanted(published: Iterable[Published], needed: Needed) -> list[str]:
+    """PURE. The same of images in the registry; one that several deployments have is there once."""
+    kept: defaultdict[bool, dict[str, None]] = defaultdict(dict)
+    for one in published:
+        released = one.image in needed.images or one.deployment in needed.deployments
+        kept[one.workload in needed.workloads and released][one.image] = None
+    return [image for image in kept[False] if image not in kept[True]]
 
 
 def superfluous(images: Iterable[KeptImage], needed: Needed) -> list[KeptImage]:

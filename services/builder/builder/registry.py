@@ -76,14 +76,14 @@ class Registries:
         return BuiltImage(found["Id"], found["Size"], tuple(sorted(ports)))
 
     async def push(
-        self, image: BuiltImage, repository: str, tag: str, login: RegistryLogin | None, say: Say
+        self, image: BuiltImage, repository: str, tag: str, opened: list[tuple[str, str]], say: Say
     ) -> str:
-        """The digest it has there."""
+        """The digest it has there. `opened`: by what header."""
         await self.api.call("POST", f"/images/{image.id}/tag", {"repo": repository, "tag": tag})
         await say("platform", f"Pushing {repository}:{tag}")
         output, digest = BuildOutput(), None
         path, query = f"/images/{repository}/push", {"tag": tag}
-        async with self.api.stream("POST", path, query, headers=_header(login)) as chunks:
+        async with self.api.stream("POST", path, query, headers=opened) as chunks:
             async for chunk in chunks:
                 for _ in output.feed(chunk):
                     continue

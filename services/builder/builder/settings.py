@@ -60,7 +60,14 @@ class BuilderSettings(BaseSettings):
         pattern=r"^[a-z0-9.-]+(:\d+)?(/[a-z0-9._/-]+)?$",
         description="Registry images are pushed to; none: builder and nodes share one engine",
     )
-    registry_user: str = Field("", description="User who may push to that registry; none: no log-in")
+    registry_url: str | None = Field(
+        None,
+        pattern=r"^https?://.+",
+        description="Where the builder itself reaches that registry, to remove images; none: by its name",
+    )
+    registry_user: str = Field(
+        "", description="User who may push to that registry; none: a token, which the registry has to trust"
+    )
     registry_password: SecretStr = Field(SecretStr(""), description="Password of that user")
     keep_images: int = Field(5, ge=1, description="Images kept of an app's last builds")
     cache_days: float = Field(7, gt=0, description="Build cache that was not used for so long is removed")

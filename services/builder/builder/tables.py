@@ -36,12 +36,17 @@ class BuildRow(Leased, Base):
     # Where the log ends: only the holder of the lease writes on from here.
     log_sequence: Mapped[int] = mapped_column(server_default="0")
     log_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # Its image is no longer in the registry.
+    withdrawn: Mapped[bool] = mapped_column(server_default=false())
     __table_args__ = (
         # The queue is the few rows of a large table that are not finished.
         Index("build_open", "queued_at", postgresql_where=text("state in ('queued', 'building')")),
         Index("build_of_workload", "workload", "finished_at"),
         # Who was served longest ago.
         Index("build_of_organization", "organization", "started_at"),
+        Index(
+            "build_published", "finished_at", postgresql_where=text("state = 'succeeded' and not withdrawn")
+        ),
     )
 
 

@@ -4,6 +4,8 @@ import asyncio
 from functools import partial
 from pathlib import Path
 
+import structlog
+from contracts.errors import Unavailable
 from contracts.events import (
     InstanceCrashed,
     InstanceStarted,
@@ -11,6 +13,7 @@ from contracts.events import (
     JobFinished,
     RolloutFinished,
 )
+from contracts.queries import PullPermitFor
 from contracts.reports import JobOutput, NodeHeartbeat, NodePeer
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
@@ -25,7 +28,7 @@ from node_agent.exec import Sessions
 from node_agent.firewall import Firewall
 from node_agent.firewall_rules import Policy
 from node_agent.heartbeat import Heart
-from node_agent.images import Images
+from node_agent.images import Images, Permit
 from node_agent.ingress import Proxy, TraefikProxy
 from node_agent.jobs import Jobs
 from node_agent.journal import Journal
@@ -38,6 +41,8 @@ from node_agent.settings import NodeAgentSettings
 from node_agent.site import Site
 from node_agent.tenure import Tenures
 from node_agent.volumes import LoopVolumes
+
+log = structlog.get_logger("node_agent")
 
 _INTRODUCTION = (0.5, 1.0, 2.0, 4.0, 8.0)
 _DISK_SECONDS = 60.0
@@ -65,7 +70,7 @@ def create(
         clock=clock,
         engine=engine,
         proxy=proxy,
-        images=Images(engine, _credentials(settings), clock),
+        images=Images(engine, _permit(settings, runtime), clock),
         desired=Desired(folder, name),
         routes=Routes(folder),
         journal=journal,
@@ -199,7 +204,21 @@ def _among_others(site: Site, node: Node, runtime: Runtime, reconcile_seconds: f
     ]
 
 
-def _credentials(settings: NodeAgentSettings) -> Credentials | None:
-    if settings.registry_user is None or settings.registry_password is None:
-        return None
-    return Credentials(settings.registry_user, settings.registry_password.get_secret_value())
+def _permit(settings: NodeAgentSettings, runtime: Runtime) -> Permit:
+    """A log-in where the operator gives one; else the scheduler says what this node may read."""
+
+    async def permit(image: str) -> Credentials | None:
+        if settings.registry_user is not None and settings.registry_password is not None:
+            return Credentials(settings.registry_user, settings.registry_password.get_secret_value())
+        if "/" not in image:
+            # It has no registry.
+            return None
+        try:
+            answer = await runtime.bus.ask(PullPermitFor(node=runtime.settings.node, image=image))
+        except Unavailable as error:
+            # A registry that asks nobody lets us in all the same.
+            log.warning("an image is pulled without a permit", image=image, error=error.message)
+            return None
+        return Credentials(token=answer.token)
+
+    return permit

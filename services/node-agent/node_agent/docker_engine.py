@@ -149,6 +149,8 @@ class DockerEngine:
         login = None
         if credentials is not None:
             login = {"username": credentials.user, "password": credentials.password}
+            if credentials.token is not None:
+                login = {"registrytoken": credentials.token}
 
         def pull(client: Any) -> None:
             for line in client.pull(_tagged(image), auth_config=login, stream=True, decode=True):

@@ -147,8 +147,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    user: str
-    password: str
+    """A log-in, or a token in place of one."""
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Brings images to this node: one pull at a time for each, however many instances wait for it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
-from contracts.errors import ProviderFailed
+from contracts.errors import BerthError, ProviderFailed
 from runtime.clock import Clock
 
 from node_agent.engine import ContainerEngine, Credentials
@@ -10,11 +11,14 @@ from node_agent.engine import ContainerEngine, Credentials
 # Between the tries; a registry may be restarting.
 _PAUSES = (1.0, 2.0)
 
+# What opens the registry for an image, asked for each pull.
+Permit = Callable[[str], Awaitable[Credentials | None]]
+
 
 class Images:
-    def __init__(self, engine: ContainerEngine, credentials: Credentials | None, clock: Clock) -> None:
+    def __init__(self, engine: ContainerEngine, permit: Permit, clock: Clock) -> None:
         self._engine = engine
-        self._credentials = credentials
+        self._permit = permit
         self._clock = clock
         self._pulls: dict[str, asyncio.Task[None]] = {}
 
@@ -38,8 +42,14 @@ class Images:
     async def _pull(self, image: str) -> None:
         for pause in _PAUSES:
             try:
-                await self._engine.pull(image, self._credentials)
+                await self._engine.pull(image, await self._opened(image))
                 return
             except ProviderFailed:
                 await self._clock.sleep(pause)
-        await self._engine.pull(image, self._credentials)
+        await self._engine.pull(image, await self._opened(image))
+
+    async def _opened(self, image: str) -> Credentials | None:
+        try:
+            return await self._permit(image)
+        except BerthError as error:
+            raise ProviderFailed(f"the image may not be pulled: {error.message}") from error

@@ -27,6 +27,7 @@ from contracts.queries import (
     NodeOf,
     NodeRemoved,
     PlacesOf,
+    PullPermitFor,
     RegionsWithRoom,
     UsageOf,
 )
@@ -34,7 +35,7 @@ from contracts.reports import NodeHeartbeat, NodePeer
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service, many
 
-from scheduler import queries, usage
+from scheduler import permits, queries, usage
 from scheduler.administration import Administration
 from scheduler.departures import Departures
 from scheduler.door import Door
@@ -86,6 +87,7 @@ def create(runtime: Runtime) -> Service:
             JoinTokens: joining.tokens,
             JoinTokenRevoked: joining.revoke,
             NodeJoined: joining.join,
+            PullPermitFor: functools.partial(permits.permit, runtime),
         },
         listens={NodeHeartbeat: nodes.heard, NodePeer: peers.heard},
         loops=[

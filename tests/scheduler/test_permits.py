@@ -1,0 +1,65 @@
+"""What a node may pull: images of what it is ordered to run, for some minutes, and of nobody else's."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from contracts.errors import Forbidden
+from contracts.events import AppChanged
+from contracts.ids import new_id
+from contracts.queries import PullPermitFor
+
+from tests.harness import eventually
+from tests.scheduler.conftest import Stage
+from tests.scheduler.samples import newer, spec
+
+
+def read(token: str) -> Any:
+    body = token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+
+
+@pytest.mark.promise("P9")
+async def test_a_node_may_pull_what_it_is_ordered_to_run(scheduler: Stage) -> None:
+    await scheduler.joins("n1")
+    await scheduler.joins("n2", region="us")
+    one, other = spec(), spec(region="us")
+    for wanted in (one, other):
+        await scheduler.bus.publish(AppChanged(spec=wanted))
+    await scheduler.told("n1", one, slots=1)
+    await scheduler.told("n2", other, slots=1)
+
+    async def ask(node: str, image: str) -> Any:
+        return read((await scheduler.bus.ask(PullPermitFor(node=node, image=image))).token)
+
+    image = f"registry.example.com:5000/{one.organization}/{one.id}@sha256:{'1' * 64}"
+    claims = await ask("n1", image)
+    name = f"{one.organization}/{one.id}"
+    assert claims["access"] == [{"type": "repository", "name": name, "actions": ["pull"]}]
+    assert claims["sub"] == "node-n1"
+    assert claims["exp"] - claims["iat"] == 300
+
+    for node, asked in (
+        ("n2", image),
+        ("n1", f"registry.example.com:5000/{other.organization}/{other.id}:1"),
+        # Its own workload in another's repository, and the other way round.
+        ("n1", f"registry.example.com:5000/{other.organization}/{one.id}:1"),
+        ("n1", f"registry.example.com:5000/{one.organization}/{new_id('app')}:1"),
+        ("n1", "registry.example.com:5000/x"),
+    ):
+        with pytest.raises(Forbidden):
+            await ask(node, asked)
+
+    # What has gone from a node is none of its business any more.
+    gone = newer(one, state="deleted")
+    await scheduler.bus.publish(AppChanged(spec=gone))
+
+    async def refused() -> bool:
+        try:
+            await ask("n1", image)
+        except Forbidden:
+            return True
+        return False
+
+    await eventually(refused, what="no more permits")
