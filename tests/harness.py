@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import nats
 import psycopg
 from contracts.events import Event, event_for
-from contracts.queries import Query
+from contracts.question import Query
 from embedded.nats import Nats
 from embedded.postgres import Postgres
 from nats.aio.client import Client

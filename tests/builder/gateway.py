@@ -8,7 +8,7 @@ from typing import Any
 from builder.app import create
 from builder.image_builder import ImageBuilder
 from builder.settings import BuilderSettings
-from contracts import credentials, queries
+from contracts import build_queries, credentials, queries
 from contracts.credentials import Purpose
 from contracts.errors import Unavailable
 from contracts.events import BuildFinished, DeploymentRequested
@@ -129,7 +129,7 @@ class Gateway:
         lines: list[LogLine] = []
 
         async def finished() -> bool:
-            asked = queries.BuildLogAfter(deployment=request.deployment, after=len(lines), limit=700)
+            asked = build_queries.BuildLogAfter(deployment=request.deployment, after=len(lines), limit=700)
             page = await self.bus.ask(asked)
             lines.extend(page.lines)
             return page.finished

@@ -12,7 +12,7 @@ from builder.image_builder import StepFailed
 from builder.janitor import Needed, Published, unwanted
 from builder.queue import Claimed, Queue
 from builder.tables import BuildRow
-from contracts import events, queries
+from contracts import build_queries, events
 from contracts.errors import ProviderFailed, Unavailable
 from contracts.reports import BuildLog, LogLine
 from contracts.workload import BuildCancelled, BuildFailed, BuildSettings, BuildSucceeded, GitSource
@@ -360,8 +360,8 @@ async def test_the_queue_is_told_in_the_order_of_its_turns(
     theirs = gateway.upload({"Dockerfile": DOCKERFILE})
     await gateway.harness.publish(preview, *mine[1:], theirs)
 
-    async def all_there() -> queries.BuildQueue | None:
-        found = await gateway.bus.ask(queries.BuildsOpen())
+    async def all_there() -> build_queries.BuildQueue | None:
+        found = await gateway.bus.ask(build_queries.BuildsOpen())
         return found if (found.running, found.waiting) == (2, 3) else None
 
     found = await eventually(all_there, what="the queue")
@@ -372,10 +372,10 @@ async def test_the_queue_is_told_in_the_order_of_its_turns(
         (preview.deployment, 3),
     ]
     assert [build.app_name for build in found.builds[2:4]] == ["mine-1", "mine-2"]
-    asked = queries.BuildsOpen(deployment=preview.deployment)
+    asked = build_queries.BuildsOpen(deployment=preview.deployment)
     [one] = (await gateway.bus.ask(asked)).builds
     assert (one.position, one.state, one.started_at) == (3, "queued", None)
-    page = await gateway.bus.ask(queries.BuildsOpen(offset=1, limit=2))
+    page = await gateway.bus.ask(build_queries.BuildsOpen(offset=1, limit=2))
     assert page.builds == found.builds[1:3]
     images.let_go()
     for request in (*mine, preview):
@@ -494,7 +494,7 @@ async def test_who_lost_a_build_cannot_end_it(gateway: Gateway) -> None:
         await finish(alive, "twice")
     [row] = await rows(runtime)
     assert "by the living" in (row.result or "")
-    asked = queries.BuildLogAfter(deployment=request.deployment)
+    asked = build_queries.BuildLogAfter(deployment=request.deployment)
     from builder import build_log
 
     page = await build_log.answer(runtime, asked)

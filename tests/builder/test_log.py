@@ -7,7 +7,7 @@ from builder import build_log
 from builder.build_log import LogWriter
 from builder.masking import Mask
 from builder.queue import Queue
-from contracts import queries, variables
+from contracts import build_queries, variables
 from contracts.ids import new_id
 from contracts.reports import BuildLog, LogLine
 from contracts.variables import Variable
@@ -38,7 +38,7 @@ async def stored(runtime: Runtime, deployment: str) -> list[LogLine]:
     lines: list[LogLine] = []
     while True:
         page = await build_log.answer(
-            runtime, queries.BuildLogAfter(deployment=deployment, after=len(lines), limit=700)
+            runtime, build_queries.BuildLogAfter(deployment=deployment, after=len(lines), limit=700)
         )
         if not page.lines:
             return lines
@@ -129,7 +129,7 @@ async def test_pages_of_any_size_join_without_a_gap(gateway: Gateway, limit: int
         await log.flush()
     found: list[LogLine] = []
     while True:
-        question = queries.BuildLogAfter(deployment=deployment, after=len(found), limit=limit)
+        question = build_queries.BuildLogAfter(deployment=deployment, after=len(found), limit=limit)
         page = await build_log.answer(runtime, question)
         assert len(page.model_dump_json()) < 900_000
         if not page.lines:

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 
 import pytest
+from contracts.build_queries import OpenBuild
 from contracts.events import DeploymentCancelled
 from contracts.ids import new_id
-from contracts.queries import OpenBuild
 from contracts.workload import BuildCancelled
 from gateway import allowances
 from runtime.store import PLATFORM

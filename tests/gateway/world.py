@@ -12,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from contracts.build_queries import (
+    BuildLogAfter,
+    BuildLogPage,
+    BuildQueue,
+    BuildsOpen,
+    ImageExistence,
+    ImageLookup,
+    OpenBuild,
+)
 from contracts.errors import Unavailable
 from contracts.events import (
     AppChanged,
@@ -27,16 +36,9 @@ from contracts.ids import new_id
 from contracts.money import Money
 from contracts.queries import (
     AllNodes,
-    BuildLogAfter,
-    BuildLogPage,
-    BuildQueue,
-    BuildsOpen,
-    ImageExistence,
-    ImageLookup,
     InstanceUse,
     NodeInfo,
     Nodes,
-    OpenBuild,
     RegionInfo,
     Regions,
     RegionsWithRoom,

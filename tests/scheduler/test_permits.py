@@ -8,7 +8,7 @@ import pytest
 from contracts.errors import Forbidden
 from contracts.events import AppChanged
 from contracts.ids import new_id
-from contracts.queries import PullPermitFor
+from contracts.permits import PullPermitFor
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage

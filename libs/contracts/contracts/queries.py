@@ -1,14 +1,13 @@
 """Questions to the owner of the data, over NATS request/reply: `query.<owner>.<what>`."""
 
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from contracts.build_queries import BuildLogAfter, BuildsOpen, ImageLookup
 from contracts.events import DeploymentRequested
 from contracts.ids import (
     AppId,
-    BuildId,
-    DeploymentId,
     InstanceId,
     NodeName,
     OrganizationId,
@@ -17,40 +16,10 @@ from contracts.ids import (
 )
 from contracts.model import Model, Moment
 from contracts.money import Money
-from contracts.reports import LogLine, NodeCapacity, NodeUsage, VolumeUse
+from contracts.permits import PullPermitFor
+from contracts.question import Query
+from contracts.reports import NodeCapacity, NodeUsage, VolumeUse
 from contracts.workload import WorkloadSpec
-
-A = TypeVar("A", bound=Model)
-
-
-class Query(Model, Generic[A]):
-    owner: ClassVar[str]
-    what: ClassVar[str]
-    answer: ClassVar[type[Model]]
-
-    @classmethod
-    def subject(cls) -> str:
-        return f"query.{cls.owner}.{cls.what}"
-
-    @classmethod
-    def heard_at(cls) -> str:
-        return cls.subject()
-
-    def asked_at(self) -> str:
-        return self.subject()
-
-
-class NodeQuery(Query[A], Generic[A]):
-    """One that a node asks: under its own name, which nobody else can."""
-
-    node: NodeName
-
-    @classmethod
-    def heard_at(cls) -> str:
-        return f"{cls.subject()}.*"
-
-    def asked_at(self) -> str:
-        return f"{self.subject()}.{self.node}"
 
 
 class Workloads(Model):
@@ -104,65 +73,10 @@ class CredentialsOf(Query[SealedCredentials]):
     workload: AppId
 
 
-class BuildLogPage(Model):
-    lines: tuple[LogLine, ...]
-    # Nothing will be added any more.
-    finished: bool
-
-
-class BuildLogAfter(Query[BuildLogPage]):
-    owner, what, answer = "builder", "log", BuildLogPage
-    deployment: DeploymentId
-    after: Annotated[int, Field(ge=0)] = 0
-    limit: Annotated[int, Field(ge=1, le=2000)] = 1000
-
-
-class OpenBuild(Model):
-    build: BuildId
-    deployment: DeploymentId
-    workload: AppId
-    organization: OrganizationId
-    app_name: str | None
-    state: Literal["queued", "building"]
-    # 1 is the next to be begun; None while it is under way.
-    position: int | None
-    attempts: int
-    queued_at: Moment
-    started_at: Moment | None
-
-
-class BuildQueue(Model):
-    """Those under way first, then those that wait, in the order in which they will be begun."""
-
-    builds: tuple[OpenBuild, ...]
-    running: int
-    waiting: int
-
-
-class BuildsOpen(Query[BuildQueue]):
-    owner, what, answer = "builder", "open", BuildQueue
-    # Only this deployment's, with its place among all.
-    deployment: DeploymentId | None = None
-    offset: Annotated[int, Field(ge=0)] = 0
-    limit: Annotated[int, Field(ge=1, le=500)] = 100
-
-
 class RegionInfo(Model):
     name: str
     base_domain: str
     has_room: bool
-
-
-class ImageExistence(Model):
-    # None: neither the engine has it, nor does a registry answer.
-    exists: bool | None
-
-
-class ImageLookup(Query[ImageExistence]):
-    """Whether an image can be had under a name."""
-
-    owner, what, answer = "builder", "image", ImageExistence
-    reference: str
 
 
 class Regions(Model):
@@ -436,6 +350,7 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     RegionsWithRoom,
     AllNodes,
     PlacesOf,
+    PullPermitFor,
     NodeOf,
     NodeChanged,
     NodeRemoved,
@@ -447,16 +362,3 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     WalletOf,
     StatementOf,
 )
-
-
-class PullPermit(Model):
-    """`token` lets its bearer read one repository of the platform's registry for some minutes."""
-
-    token: Annotated[str, Field(repr=False)]
-
-
-class PullPermitFor(NodeQuery[PullPermit]):
-    """An image that this node is ordered to run; for any other there is none."""
-
-    owner, what, answer = "scheduler", "pull_permit", PullPermit
-    image: Annotated[str, Field(max_length=500)]

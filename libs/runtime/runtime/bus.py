@@ -20,7 +20,7 @@ from contracts import errors
 from contracts.errors import BerthError, Poison, ProviderFailed, Unavailable
 from contracts.events import Event
 from contracts.model import Model
-from contracts.queries import Query
+from contracts.question import Query
 from contracts.reports import Report
 from nats.aio.client import Client
 from nats.errors import Error as NatsError

@@ -34,7 +34,7 @@ from contracts.events import (
     RolloutFinished,
     WalletChanged,
 )
-from contracts.queries import PullPermitFor
+from contracts.permits import PullPermitFor
 from contracts.reports import BuildLog, JobOutput, NodeHeartbeat, NodePeer
 
 # nats-server asks there who a user is that its configuration does not list.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from contracts.events import Event
 from contracts.model import Model
-from contracts.queries import Query
+from contracts.question import Query
 from contracts.reports import Report
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ The queue is the builder's; what is asked of it here is an answer of the moment 
 
 import orjson
 from contracts.api import BuildCache, QueuedBuild, QueuedBuildList
+from contracts.build_queries import BuildsOpen
 from contracts.errors import Conflict, Unavailable
-from contracts.queries import BuildsOpen
 from fastapi import APIRouter, Response
 from runtime.store import PLATFORM, Tx
 from sqlalchemy.dialects.postgresql import insert

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import orjson
 from contracts.api import LogPage
+from contracts.build_queries import BuildLogAfter, BuildLogPage
 from contracts.errors import InvalidInput, NotFound, Unavailable
-from contracts.queries import BuildLogAfter, BuildLogPage
 from contracts.reports import BuildLog, LogLine
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse

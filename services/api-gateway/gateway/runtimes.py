@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Iterable
 
 from contracts.api import RuntimeList, RuntimeView
+from contracts.build_queries import ImageLookup
 from contracts.errors import Conflict, InvalidInput, NotFound, Unavailable
-from contracts.queries import ImageLookup
 from contracts.runtimes_api import ChangeRuntime, CreateRuntime, OfferedRuntime, OfferedRuntimeList
 from contracts.workload import RuntimePreset
 from fastapi import APIRouter

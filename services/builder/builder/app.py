@@ -2,7 +2,7 @@
 
 import functools
 
-from contracts import events, queries, reports
+from contracts import build_queries, events, reports
 from contracts.credentials import RegistryLogin
 from runtime.registry_key import RegistryKey
 from runtime.runtime import Runtime
@@ -58,9 +58,9 @@ def create(
         },
         publishes=(events.BuildStarted, events.BuildFinished),
         answers={
-            queries.BuildLogAfter: functools.partial(build_log.answer, runtime),
-            queries.BuildsOpen: queue.answer,
-            queries.ImageLookup: builds.look_up,
+            build_queries.BuildLogAfter: functools.partial(build_log.answer, runtime),
+            build_queries.BuildsOpen: queue.answer,
+            build_queries.ImageLookup: builds.look_up,
         },
         reports=(reports.BuildLog,),
         loops=[*loops, Loop("pending", queue.heal, every=45.0), Loop("janitor", janitor.work, every=300.0)],

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import structlog
+from contracts.build_queries import ImageExistence, ImageLookup
 from contracts.errors import BerthError, InvalidInput, TooLarge, Unavailable
-from contracts.queries import ImageExistence, ImageLookup
 from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, Commit, GitSource, ImageSource
 from runtime.runtime import Runtime
 from runtime.store import Tx

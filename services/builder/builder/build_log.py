@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from json.encoder import encode_basestring
 
+from contracts.build_queries import BuildLogAfter, BuildLogPage
 from contracts.errors import Unavailable
-from contracts.queries import BuildLogAfter, BuildLogPage
 from contracts.reports import BuildLog, LogLine
 from pydantic import TypeAdapter
 from runtime.runtime import Runtime

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from contracts.build_queries import BuildQueue, BuildsOpen, OpenBuild
 from contracts.errors import Unavailable
 from contracts.events import AppDeleted, BuildFinished, BuildStarted, DeploymentCancelled, DeploymentRequested
 from contracts.ids import new_id
-from contracts.queries import BuildQueue, BuildsOpen, DeploymentsPending, OpenBuild
+from contracts.queries import DeploymentsPending
 from contracts.reports import LogLine
 from contracts.workload import BuildCancelled, BuildFailed, BuildResult, BuildSucceeded
 from pydantic import TypeAdapter, ValidationError

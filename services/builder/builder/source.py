@@ -22,7 +22,8 @@ from contracts.errors import InvalidInput, TooLarge, Unavailable
 from contracts.events import DeploymentRequested
 from contracts.git_address import beside
 from contracts.model import Model
-from contracts.queries import CredentialsOf, Query
+from contracts.queries import CredentialsOf
+from contracts.question import Query
 from contracts.workload import Commit, DockerfileSource, GitSource, ImageSource, UploadSource
 from runtime.runtime import Runtime
 from runtime.seal import Seal

@@ -13,7 +13,7 @@ from contracts.events import (
     JobFinished,
     RolloutFinished,
 )
-from contracts.queries import PullPermitFor
+from contracts.permits import PullPermitFor
 from contracts.reports import JobOutput, NodeHeartbeat, NodePeer
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service

@@ -146,11 +146,7 @@ class DockerEngine:
         return True
 
     async def pull(self, image: str, credentials: Credentials | None = None) -> None:
-        login = None
-        if credentials is not None:
-            login = {"username": credentials.user, "password": credentials.password}
-            if credentials.token is not None:
-                login = {"registrytoken": credentials.token}
+        login = None if credentials is None else credentials.told()
 
         def pull(client: Any) -> None:
             for line in client.pull(_tagged(image), auth_config=login, stream=True, decode=True):

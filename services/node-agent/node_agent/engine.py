@@ -153,6 +153,12 @@ class Credentials:
     password: str = field(default="", repr=False)
     token: str | None = field(default=None, repr=False)
 
+    def told(self) -> dict[str, str]:
+        """As engines and registries know it."""
+        if self.token is not None:
+            return {"registrytoken": self.token}
+        return {"username": self.user, "password": self.password}
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:

@@ -17,6 +17,7 @@ from contracts.events import (
     PlacementBlocked,
     PlacementDecided,
 )
+from contracts.permits import PullPermitFor
 from contracts.queries import (
     AllNodes,
     JoinTokenMade,
@@ -27,7 +28,6 @@ from contracts.queries import (
     NodeOf,
     NodeRemoved,
     PlacesOf,
-    PullPermitFor,
     RegionsWithRoom,
     UsageOf,
 )

@@ -5,7 +5,7 @@ into can read nothing of organizations it has no work of; and no node keeps a pa
 """
 
 from contracts.errors import Forbidden
-from contracts.queries import PullPermit, PullPermitFor
+from contracts.permits import PullPermit, PullPermitFor
 from runtime.registry_key import RegistryKey
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, scoped
