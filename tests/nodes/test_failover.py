@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from tests.customer import Customer
-from tests.fleet import REGION, SILENCE, Fleet, fleet
+from tests.fleet import REGION, SILENCE, Fleet, Node, fleet
 from tests.harness import eventually
 
 # Beyond the silence, for placing, starting and routing it elsewhere.
@@ -143,3 +144,34 @@ async def test_a_node_that_is_only_cut_off_serves_on_and_gives_way_when_it_is_ba
     west = [await here.ask("west", hostname) for _ in range(20)]
     assert {text for status, text in west if status == 200} <= east
     await here.status("west", "online")
+
+
+@pytest.mark.promise("R17.3")
+async def test_a_request_that_enters_at_one_machine_is_answered_by_another(
+    here: Fleet, customer: Customer
+) -> None:
+    app, hostname = await here.live(customer, "far-away", replicas=2)
+    await settled(here, app, "west", 2, 10)
+
+    async def even() -> bool:
+        found = Counter([await here.ask("east", hostname) for _ in range(10)])
+        return set(found.values()) == {5} and {status for status, _ in found} == {200}
+
+    await eventually(even, what="both copies in turn, asked in the east")
+    # What runs on a node reaches the ingress of none by the way that is the nodes' own.
+    [instance, _] = (await asyncio.to_thread(here.homes, app))["west"]
+    for name in ("east", "west"):
+        assert not await asyncio.to_thread(connects, here["west"], instance, here[name].address, 7443)
+    asked = here["west"].server.tries(
+        "curl", "--silent", "--insecure", f"https://{here['east'].address}:7443/"
+    )
+    assert asked[0] != 0
+
+
+def connects(node: Node, instance: str, address: str, port: int) -> bool:
+    program = "use IO::Socket::INET; exit(IO::Socket::INET->new(PeerAddr => $ARGV[0], Timeout => 2) ? 0 : 3)"
+    label = ["--filter", f"label=berth.instance={instance}"]
+    [container] = node.server.run("docker", "ps", "--quiet", *label).split()
+    code, said = node.server.tries("docker", "exec", container, "perl", "-e", program, f"{address}:{port}")
+    assert code in (0, 3), said
+    return code == 0

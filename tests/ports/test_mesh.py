@@ -55,6 +55,9 @@ class Node:
         where = {node: f"127.0.0.1:{self.nodes[node].ports.port}" for node in nodes if node in self.nodes}
         return Mesh(self.ports.here, self.credentials, {node: where.get(node) for node in nodes})
 
+    def took(self, seconds: float) -> None:
+        assert seconds < 10
+
     def certify(
         self, authority: Authority = OURS, at: datetime | None = None, name: str | None = None
     ) -> None:

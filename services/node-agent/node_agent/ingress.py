@@ -68,6 +68,9 @@ class Neighbours(Protocol):
         """With where these are reached."""
         ...
 
+    def took(self, seconds: float) -> None:
+        """From a file that was written to the proxy that serves it."""
+
 
 class TraefikProxy:
     def __init__(
@@ -149,7 +152,10 @@ class TraefikProxy:
                 await asyncio.to_thread(self._write, path, text)
             elif self._confirmed.get(served.workload) == wanted:
                 return
+            began = self._clock.monotonic()
             await self._confirm(served.workload, wanted)
+            if self._neighbours is not None:
+                self._neighbours.took(self._clock.monotonic() - began)
             self._confirmed[served.workload] = wanted
             self._settle(served)
             await self._share()

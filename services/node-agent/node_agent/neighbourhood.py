@@ -25,8 +25,9 @@ _AGAIN = 0.2
 # So long at most another node's first instance is waited for before ours leave.
 _REPLACED = 5.0
 _LOOK_EVERY = 0.05
-# Other nodes have heard by then, have written it, and their ingresses have read it.
-_HEARD = 1.5
+# Other nodes have heard by then and have written it; and their ingresses need about as long as ours to read
+# it, which may have begun to read what was before.
+_HEARD = 1.2
 
 
 class Neighbourhood:
@@ -38,6 +39,8 @@ class Neighbourhood:
         self._membership = membership
         self._here_port = here_port
         self._clock = clock
+        # How long the ingress takes to read its files when one has changed.
+        self._pace = 0.0
 
     def open(self) -> None:
         self.elsewhere.open()
@@ -51,6 +54,10 @@ class Neighbourhood:
     def mesh(self, nodes: set[str]) -> Mesh:
         peers = {node: self.elsewhere.address(node) for node in nodes}
         return Mesh(self._here_port, self._membership.credentials, peers)
+
+    def took(self, seconds: float) -> None:
+        # The slow ones count: one that is quick has met the proxy at rest.
+        self._pace = max(seconds, self._pace * 0.9)
 
     # --- what goes on -----------------------------------------------------------------------------------
 
@@ -97,4 +104,4 @@ class Neighbourhood:
             await board.told(workload, ())
         except Unavailable as error:
             log.warning("other nodes cannot be told", workload=workload, error=error.message)
-        await self._clock.sleep(_HEARD)
+        await self._clock.sleep(_HEARD + 2 * self._pace)
