@@ -107,6 +107,7 @@ class Projection:
                 rows = await (await connection.execute(_UNWRITTEN, (*after, PAGE), prepare=True)).fetchall()
             if not rows:
                 break
+            began = self._runtime.clock.now()
             # Before its nodes: who is told to leave is sent nothing new by then.
             unplaced = await self._places.tell({row[1] for row in rows})
             outcomes = await asyncio.gather(*(self._write(row) for row in rows), return_exceptions=True)
@@ -116,7 +117,7 @@ class Projection:
                     failed = unplaced.get(workload) or outcome
                 else:
                     done.append((node, workload, revision))
-            await self._note(_WRITTEN, done, self._runtime.clock.now())
+            await self._note(_WRITTEN, done, began)
             after = rows[-1][:2]
         if failed is not None:
             raise failed
