@@ -7,6 +7,7 @@ when the machine's disk is nearly full. Used by `docker_builder` around whatever
 """
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -28,6 +29,8 @@ log = structlog.get_logger("builder.steps")
 MIB = 1024 * 1024
 ATTEMPT = "berth.attempt"
 _LOOK = 0.3
+# Whose disk it was that shrank, is asked as soon as it shrank by this part of what a build may take.
+_SOON = 4
 # Measuring takes no more than this part of a core.
 _SHARE = 0.2
 # A disk has no room either when it can have no more files.
@@ -82,17 +85,29 @@ class Steps:
             raise watch.failure
 
     async def full(self) -> str | None:
-        """Why nothing may be built now. The engine's disk is looked at where it can be seen from here: its
-        folder, or, in a container of the same engine, the ground under one's own feet."""
+        """Why nothing may be built now."""
+        return (await self.room()).lacking
+
+    async def room(self) -> "Room":
+        """The engine's disk is looked at where it can be seen from here: its folder, or, in a container of
+        the same engine, the ground under one's own feet."""
         if self._folder is None:
             self._folder = Path(str((await self.api.call("GET", "/info"))["DockerRootDir"]))
         found = os.statvfs(self._folder if self._folder.exists() else "/")
-        free = found.f_bavail * found.f_frsize // MIB
-        if free < self._least_free:
-            return f"the builder's disk has {free} MB left"
-        if found.f_files and found.f_favail < found.f_files * _LEAST_FILES:
-            return "the builder's disk has no room for more files"
-        return None
+        free, lacking = found.f_bavail * found.f_frsize, None
+        if free < self._least_free * MIB:
+            lacking = f"the builder's disk has {free // MIB} MB left"
+        elif found.f_files and found.f_favail < found.f_files * _LEAST_FILES:
+            lacking = "the builder's disk has no room for more files"
+        return Room(free, lacking)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is free of the disk, in bytes, and why that is too little."""
+
+    free: int
+    lacking: str | None
 
 
 @dataclass(slots=True)
@@ -102,6 +117,8 @@ class _Watch:
     layers: Callable[[], Collection[str]]
     secrets: Mapping[str, str]
     failure: Exception | None = None
+    # The most that was free while this was built.
+    _free: int = 0
     _containers: set[str] = field(default_factory=set)
     # Container -> what it took when it was last looked at, also of those that have ended.
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -134,6 +151,9 @@ class _Watch:
     async def measure(self, limit: asyncio.Timeout) -> None:
         clock = self.steps.clock
         pause = _LOOK
+        with contextlib.suppress(Refused, Unavailable):
+            # Else it is known by the first look.
+            self._free = (await self.steps.room()).free
         while self.failure is None:
             await clock.sleep(pause)
             began = clock.monotonic()
@@ -150,9 +170,13 @@ class _Watch:
         limit.reschedule(asyncio.get_running_loop().time())
 
     async def _judged(self) -> Exception | None:
-        full = await self.steps.full()
-        if full is not None:
-            return ProviderFailed(full)
+        room = await self.steps.room()
+        if room.lacking is not None:
+            return ProviderFailed(room.lacking)
+        self._free = max(self._free, room.free)
+        if self._free - room.free < self.order.disk_mb * MIB // _SOON:
+            # All who write here together have written less: the engine, which has to count, is left alone.
+            return None
         running = 0
         for container in tuple(self._containers):
             self._sizes[container] = size = await self._of_container(container)
