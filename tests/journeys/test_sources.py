@@ -161,11 +161,14 @@ async def test_an_image_from_a_private_registry(customer: Customer) -> None:
     assert ended["size_bytes"] > 1_000_000
 
 
+@pytest.mark.promise("R8.4")
 async def test_a_dockerfile_and_a_zip(customer: Customer) -> None:
     script = app("a text").replace("\n", "\\n").replace('"', '\\"')
-    text = f'FROM berth/python:3.11\nCMD ["python3", "-c", "{script}"]'
+    begin = "print('I begin', flush=True)\\n"
+    text = f'FROM berth/python:3.11\nCMD ["python3", "-c", "{begin}{script}"]'
     created = await customer.create("texted", dockerfile={"text": text})
-    assert (await alive(customer, created, "a text from user 1"))["recipe"] == "dockerfile"
+    ended = await alive(customer, created, "a text from user 1")
+    assert (ended["recipe"], ended["log_tail"]) == ("dockerfile", ["I begin"])
 
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -336,7 +336,7 @@ class DeploymentView(Model):
     seconds: float | None
     # What is good to know, such as a process that was found and has no instance yet.
     notes: tuple[str, ...]
-    # The instance's last lines, where it was started and did not become healthy.
+    # What an instance printed as it came to life, or the last it said where it did not.
     log_tail: tuple[str, ...]
     created_at: Moment
     finished_at: Moment | None

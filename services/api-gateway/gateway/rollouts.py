@@ -233,6 +233,7 @@ async def _weigh(tx: Tx, row: WorkloadRow, log_tail: tuple[str, ...] = ()) -> No
         case "up":
             row.live, row.good_release = True, row.release
             if deployment.status != "running":
+                deployment.log_tail = list(log_tail)
                 _enter(deployment, "running")
                 await workloads.end_deployments(
                     tx,

@@ -17,7 +17,7 @@ ROUTED = "web"
 # A process that listens to nobody counts as ready when it has run for so long.
 _SETTLED_SECONDS = 2.0
 _LOOK_EVERY = 0.05
-_LOG_TAIL = 50
+LOG_TAIL = 50
 
 
 def routed(instance: Instance) -> bool:
@@ -124,6 +124,6 @@ class Launcher:
 
     async def _log_tail(self, instance: str) -> tuple[str, ...]:
         try:
-            return await self._site.engine.log_tail(instance, _LOG_TAIL)
+            return await self._site.engine.log_tail(instance, LOG_TAIL)
         except BerthError as error:
             return (f"(no log: {error.message})",)

@@ -25,11 +25,13 @@ def failure(spec: WorkloadSpec, setbacks: Sequence[Setback]) -> Failure:
     )
 
 
-def finished(node: str, now: datetime, record: Record, running: int) -> RolloutFinished:
+def finished(
+    node: str, now: datetime, record: Record, running: int, said: tuple[str, ...] = ()
+) -> RolloutFinished:
     """Its id is made of what it tells, so that twice is once."""
     desired, failed = record.desired, record.failure
     spec = desired.spec
-    told: dict[str, Any] = {"ok": True}
+    told: dict[str, Any] = {"ok": True, "log_tail": said}
     if record.failed and failed is not None:
         told = {"ok": False, "reason": failed.reason, "log_tail": failed.log_tail}
     key = f"{node}/{spec.id}/{desired.revision}"

@@ -21,7 +21,7 @@ from node_agent.diff import Action, Discard, Raise, Retire, Seen, batches, diff
 from node_agent.endings import words
 from node_agent.engine import EngineEvent, Instance
 from node_agent.health import examine
-from node_agent.launch import Launcher, Setback, routed
+from node_agent.launch import LOG_TAIL, Launcher, Setback, routed
 from node_agent.routes_file import Served
 from node_agent.site import Site
 from node_agent.watch import Watch
@@ -379,11 +379,22 @@ class Keeper:
             for volume in there & wanted:
                 await volumes.detach(volume)
 
+    async def _said(self) -> tuple[str, ...]:
+        """What the newest instance has printed while it came to life."""
+        newest = max(self._instances, default=None)
+        if newest is None:
+            return ()
+        try:
+            return await self._site.engine.log_tail(newest, LOG_TAIL)
+        except BerthError as error:
+            return (f"(no log: {error.message})",)
+
     async def _report(self, record: Record) -> None:
         if record.reported >= record.desired.revision:
             return
         running = sum(self._site.tenures.admitted(name) for name in self._instances)
-        told = outcomes.finished(self._site.node, self._site.clock.now(), record, running)
+        said = await self._said()
+        told = outcomes.finished(self._site.node, self._site.clock.now(), record, running, said)
         await self._site.journal.append(told)
         await self._site.desired.reported(self.workload, record.desired.revision)
         self._log.info(
