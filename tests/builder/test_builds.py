@@ -611,7 +611,6 @@ async def test_the_janitor_keeps_what_is_needed(gateway: Gateway, images: FakeIm
     assert await host.runtime.store.read("select engine from layer") == []
 
 
-@pytest.mark.promise("U15")
 async def test_the_registry_keeps_what_can_be_gone_back_to(
     gateway: Gateway, images: FakeImageBuilder
 ) -> None:

@@ -106,7 +106,7 @@ async def ended_with_log(customer: Customer, app: str, source: bytes) -> dict[st
     return {**ended, "lines": [line["text"] for line in page["lines"]]}
 
 
-@pytest.mark.promise("R7.4", "R7.5", "U10")
+@pytest.mark.promise("R7.4", "R7.5", "U10", "P9")
 @pytest.mark.parametrize("name", CASES)
 async def test_it_is_found_out_and_answers(
     here: Platform, customer: Customer, deployed: "dict[str, asyncio.Task[dict[str, Any]]]", name: str

@@ -138,7 +138,6 @@ async def test_what_an_app_is_made_of_stays_everybodys_base(builder: Any) -> Non
     await builder.build(new_order(), files, "Dockerfile", (BASE,), Said())
 
 
-@pytest.mark.promise("U20")
 async def test_a_build_stands_on_a_private_image_and_nobody_else_can(
     builder: Any, reference: ImageReference
 ) -> None:
