@@ -9,6 +9,7 @@ from contracts.errors import Forbidden
 from contracts.events import AppChanged
 from contracts.ids import new_id
 from contracts.permits import PullPermitFor
+from runtime.permissions import node_user
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -50,6 +51,12 @@ async def test_a_node_may_pull_what_it_is_ordered_to_run(scheduler: Stage) -> No
     ):
         with pytest.raises(Forbidden):
             await ask(node, asked)
+
+    # In another's name: its user on the bus may ask under its own alone, and what is asked says the same.
+    said = PullPermitFor(node="n1", image=image).model_dump_json().encode()
+    reply = await scheduler.bus.client.request(f"{PullPermitFor.subject()}.n2", said, timeout=5)
+    assert json.loads(reply.data)["error"]["kind"] == "InvalidInput"
+    assert [s for s in node_user("n2")[0] if s.startswith("query.")] == [f"{PullPermitFor.subject()}.n2"]
 
     # What has gone from a node is none of its business any more.
     gone = newer(one, state="deleted")
