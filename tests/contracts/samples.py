@@ -157,6 +157,7 @@ SAMPLES: tuple[Model, ...] = (
         reason="the health check failed",
         log_tail=("boom",),
     ),
+    _event(events.SleepChanged, **OF_APP, node="local", asleep=True, words="it sleeps"),
     _event(events.JobRequested, job=JOB),
     _event(events.JobCancelled, **OF_APP, job=JOB.id),
     _event(events.JobBlocked, **OF_APP, job=JOB.id, reasons={"local": "memory short by 256 MB"}),
@@ -199,6 +200,12 @@ SAMPLES: tuple[Model, ...] = (
         instances=(
             reports.RunningInstance(**{k: v for k, v in INSTANCE.items() if k != "node"}, healthy=True),
         ),
+    ),
+    reports.NodeTraffic(
+        node="local",
+        boot="1.7e+09",
+        at=AT,
+        counts=(reports.TrafficCount(workload=APP, requests=9, failed=1, slow=2, seconds=4.5),),
     ),
     reports.BuildLog(
         build=fixed("bld"),

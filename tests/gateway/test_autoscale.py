@@ -6,7 +6,7 @@ from contracts.ids import new_id
 from contracts.queries import InstanceUse
 from contracts.scaling_api import AutoscaleRule
 from contracts.workload import Limits
-from gateway.autoscale import Watched, decide, load_of
+from gateway.autoscale import Watched, decide, load_of, with_requests
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 RULE = AutoscaleRule(min=1, max=6)
@@ -78,3 +78,25 @@ def test_load_is_that_of_the_scarcer_resource_of_what_is_routed() -> None:
     used = [use("web", 100, 50), use("web", 300, 90), use("worker", 1000, 100)]
     assert load_of(used, limits) == 70
     assert load_of([use("worker", 1000, 100)], limits) is None
+
+
+def test_requests_are_load_where_the_rule_says_how_many() -> None:
+    rule = RULE.model_copy(update={"requests_per_second": 50})
+    # So many as it allows are the upper mark; twice as many of two instances too.
+    assert with_requests(5, rule, 1, 50) == rule.up_percent
+    assert with_requests(5, rule, 2, 100) == rule.up_percent
+    assert with_requests(95, rule, 1, 50) == 95
+    assert with_requests(5, RULE, 1, 5000) == 5
+    # Nobody knows how many: then the instances' own load counts; and what is no load stays none.
+    assert with_requests(5, rule, 1, None) == 5
+    assert with_requests(None, rule, 1, 5000) is None
+    # 60 a second of one instance: one more after five minutes, and none after that.
+    watched, replicas, seen = Watched(), 1, []
+    for minute in range(12):
+        replicas, watched = decide(rule, replicas, with_requests(5, rule, replicas, 60), watched, at(minute))
+        seen.append(replicas)
+    assert seen == [1] * 5 + [2] * 7
+    # Down when so few are left that fewer instances do; one by one.
+    for minute in range(12, 40):
+        replicas, watched = decide(rule, replicas, with_requests(5, rule, replicas, 20), watched, at(minute))
+    assert replicas == 1

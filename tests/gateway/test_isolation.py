@@ -36,6 +36,7 @@ BODIES: dict[str, Any] = {
     "/api/paas/apps/{app}/variables": {"INTRUDER": "was here"},
     "/api/paas/apps/{app}/plan": {"plan": "medium"},
     "/api/paas/apps/{app}/autoscaling": {"min": 1, "max": 2},
+    "/api/paas/apps/{app}/sleep": {"after_minutes": 30},
     "/api/paas/apps/{app}/volumes": {"name": "intruder", "path": "/intruder", "size_mb": 16},
     "/api/paas/apps/{app}/volumes/{volume}": {"size_mb": 32},
     "/api/organizations": {"name": "Another"},

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from contracts.ids import new_id
-from contracts.queries import InstanceUse
+from contracts.queries import InstanceUse, Traffic
 from gateway.scaling import scale_by_rules
 
 from tests.customer import Customer, Refused
@@ -88,6 +88,7 @@ async def test_a_smaller_plan_is_refused_while_the_app_does_not_fit(here: World,
     assert (await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "tiny"}))["plan"] == "tiny"
 
 
+@pytest.mark.promise("P25")
 async def test_an_app_follows_its_rule_where_its_plan_allows(here: World, customer: Customer) -> None:
     app, _ = await here.live(customer, "follows")
     rule = {"min": 1, "max": 3, "up_seconds": 60, "cooldown_seconds": 0}
@@ -129,6 +130,20 @@ async def test_an_app_follows_its_rule_where_its_plan_allows(here: World, custom
     uses(spec.limits.cpu_millis * 10 // 100)
     assert await look() == 2
     here.harness.clock.advance(901)
+    assert await look() == 1
+    # By requests, under the same rule: 60 a second where an instance is to have 25.
+    await customer.call("PUT", f"/api/paas/apps/{app}/autoscaling", json={**rule, "requests_per_second": 25})
+    here.parts.traffic[app] = Traffic(requests=9, per_second=60)
+    seen = await customer.call("GET", f"/api/paas/apps/{app}/scaling")
+    assert (seen["load"], seen["requests_per_second"]) == (192.0, 60.0)
+    assert await look() == 1
+    here.harness.clock.advance(61)
+    assert await look() == 3
+    await here.roll_out(await here.spec(app))
+    here.parts.traffic[app] = Traffic(requests=9, per_second=3)
+    for _ in range(3):
+        await look()
+        here.harness.clock.advance(901)
     assert await look() == 1
     # Nobody knows what it uses: then it stays as it is.
     here.parts.used.clear()

@@ -44,6 +44,11 @@ BROKEN = Verdict("broken", "n1: exit 1")
             id="finds no room",
         ),
         pytest.param(UP, "running", None, id="runs"),
+        pytest.param(
+            replace(UP, asleep=True), "sleeping", "nobody asks for it; the next request wakes it", id="sleeps"
+        ),
+        pytest.param(replace(UP, asleep=True, deployment="building"), "building", None, id="is woken by it"),
+        pytest.param(replace(STOPPED, asleep=True), "stopped", None, id="is not asleep but stopped"),
         pytest.param(replace(UP, deployment="building"), "building", None, id="runs and builds the next"),
         pytest.param(
             replace(UP, deployment="failed", number=4, reason="boom", rollout=Verdict("pending")),

@@ -44,6 +44,7 @@ from contracts.queries import (
     RegionsWithRoom,
     Statement,
     StatementOf,
+    Traffic,
     UsageOf,
     Wallet,
     WalletOf,
@@ -87,6 +88,7 @@ class Parts:
     logs: dict[str, list[LogLine]] = field(default_factory=lambda: defaultdict(list))
     queue: list[OpenBuild] = field(default_factory=list)
     used: dict[str, tuple[InstanceUse, ...]] = field(default_factory=dict)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
     # What the builder knows of images: they are there, they are not, or nobody answers.
     images: dict[str, bool] = field(default_factory=dict)
     # The builder does not answer.
@@ -139,7 +141,10 @@ class Parts:
     async def usage(self, query: UsageOf) -> WorkloadUsage:
         if self.away:
             raise Unavailable("the scheduler is away")
-        return WorkloadUsage(instances=self.used.get(query.workload, ()))
+        return WorkloadUsage(
+            instances=self.used.get(query.workload, ()),
+            traffic=self.traffic.get(query.workload, Traffic()),
+        )
 
     async def log(self, query: BuildLogAfter) -> BuildLogPage:
         if self.away:

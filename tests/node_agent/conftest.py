@@ -115,6 +115,9 @@ class World:
         for task in stray:
             task.cancel()
         await asyncio.gather(*stray, return_exceptions=True)
+        # The kernel closes what a dead process has listened at.
+        node: Any = getattr(host.service.on_stop, "__self__", None)
+        await node._site.waker.close()
         await host.runtime.bus.close()
 
     async def want(self, workload: NodeWorkload) -> None:

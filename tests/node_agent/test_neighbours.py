@@ -106,18 +106,33 @@ def test_a_node_in_no_mesh_is_told_nothing_of_one() -> None:
 def test_what_comes_from_another_node_is_served_here_or_nowhere() -> None:
     both = content(Served(APP, ALONE.hostnames, ALONE.addresses, (("n2", 1),)))
     inner = both["routers"][f"{APP}-shop.example.com-here"]
-    assert (inner["parentRefs"], inner["service"]) == (["here-sh"], f"{APP}-here")
-    assert [s["url"] for s in both["services"][f"{APP}-here"]["loadBalancer"]["servers"]] == [
+    assert (inner["parentRefs"], inner["service"]) == (["here-sh"], APP)
+    assert [s["url"] for s in both["services"][APP]["loadBalancer"]["servers"]] == [
         "http://10.0.0.1:80",
         "http://10.0.0.2:80",
     ]
-    assert both["services"][APP]["weighted"]["services"] == [
-        {"name": f"{APP}-here", "weight": 2},
+    # It is counted by this name, whatever others have.
+    assert both["services"][f"{APP}-everywhere"]["weighted"]["services"] == [
+        {"name": APP, "weight": 2},
         {"name": "mesh-n2", "weight": 1},
     ]
     far = content(Served(APP, ALONE.hostnames, (), (("n2", 1), ("n3", 4))))
-    assert list(far["services"]) == [APP]
+    assert list(far["services"]) == [f"{APP}-everywhere"]
     assert not [name for name in far["routers"] if name.endswith("-here")]
+
+
+def test_what_is_not_counted_is_below_no_parent() -> None:
+    """Only there can a router say so; and under another name what was counted is dropped."""
+    both = content(Served(APP, ALONE.hostnames, ALONE.addresses, (("n2", 1),), counted=False))
+    for name, entry_point, service in (
+        (f"{APP}-shop.example.com", "web", f"{APP}-everywhere"),
+        (f"{APP}-shop.example.com-here", "here", f"{APP}-uncounted"),
+    ):
+        router = both["routers"][name]
+        assert (router["entryPoints"], router["service"]) == ([entry_point], service)
+        assert router["observability"] == {"metrics": False}
+        assert "parentRefs" not in router
+    assert set(both["services"]) == {f"{APP}-uncounted", f"{APP}-everywhere"}
 
 
 def test_what_nobody_here_keeps_is_said_in_a_word() -> None:
@@ -127,7 +142,7 @@ def test_what_nobody_here_keeps_is_said_in_a_word() -> None:
     (router,) = far["routers"].values()
     assert router["service"] == "mesh-n2"
     spread = content(Served(APP, ALONE.hostnames, (), (("n2", 1), ("n3", 1)), remote=True))
-    assert (len(spread["routers"]), list(spread["services"])) == (1, [APP])
+    assert (len(spread["routers"]), list(spread["services"])) == (1, [f"{APP}-everywhere"])
     nowhere = content(Served(APP, ALONE.hostnames, (), remote=True))
     assert nowhere["services"][APP]["loadBalancer"]["servers"] == []
 

@@ -282,6 +282,11 @@ def test_what_they_all_hang_from() -> None:
     whole = json.loads(render_common("secret.invalid", ["sh", "www.sh", "a."], "PEM"))
     assert whole["tls"]["stores"]["default"]["defaultCertificate"] == {"certFile": "PEM", "keyFile": "PEM"}
     common = whole["http"]
+    assert common["routers"].pop("metrics") == {
+        "rule": "Path(`/metrics`)",
+        "parentRefs": ["confirm"],
+        "service": "prometheus@internal",
+    }
     rules = {name: router["rule"] for name, router in common["routers"].items() if "nobody" not in name}
     assert rules == {
         "confirm": "Host(`secret.invalid`)",

@@ -2,9 +2,11 @@
 
 from contracts.events import AppChanged
 from contracts.ids import new_id
-from contracts.queries import UsageOf
-from contracts.reports import InstanceUsage, VolumeUse
+from contracts.queries import Traffic, UsageOf
+from contracts.reports import InstanceUsage, NodeTraffic, TrafficCount, VolumeUse
+from scheduler import traffic
 
+from tests.harness import eventually
 from tests.scheduler.conftest import Stage
 from tests.scheduler.samples import heartbeat, running, spec
 
@@ -27,3 +29,56 @@ async def test_the_newest_word_about_every_instance_counts_until_it_is_old(sched
     assert (await scheduler.bus.ask(UsageOf(workload=spec().id))).instances == ()
     scheduler.harness.clock.advance(120)
     assert (await scheduler.bus.ask(UsageOf(workload=app.id))).instances == ()
+
+
+async def test_requests_are_counted_once_whatever_becomes_of_the_reports(scheduler: Stage) -> None:
+    app, other = spec(), spec()
+    for one in (app, other):
+        await scheduler.harness.publish(AppChanged(spec=one))
+    await scheduler.harness.settle()
+    clock = scheduler.harness.clock
+
+    def report(node: str, boot: str, requests: int, **more: float) -> NodeTraffic:
+        numbers = {"failed": requests // 10, "slow": 1, "seconds": requests * 0.02, **more}
+        counts = tuple(TrafficCount(workload=id, requests=requests, **numbers) for id in (app.id, spec().id))
+        return NodeTraffic(node=node, boot=boot, at=clock.now(), counts=counts)
+
+    async def heard(*reports: NodeTraffic) -> Traffic:
+        await traffic.heard(scheduler.runtime, reports)
+        return (await scheduler.bus.ask(UsageOf(workload=app.id))).traffic
+
+    first = report("n1", "a", 100)
+    assert (await heard(first)).requests == 100
+    clock.advance(30)
+    second = report("n1", "a", 160)
+    # Twice, late, out of order: the same.
+    for said in ((second,), (second, first), (first, second)):
+        seen = await heard(*said)
+        assert (seen.requests, seen.failed) == (160, 16)
+        assert round(seen.per_second, 1) == 2.0
+        assert round(seen.mean_ms or 0) == 20
+    # One was lost in between, and the ingress was started anew: from nothing, and from where it was.
+    clock.advance(60)
+    assert (await heard(report("n1", "a", 460))).requests == 460
+    clock.advance(30)
+    assert (await heard(report("n1", "b", 5))).requests == 465
+    clock.advance(30)
+    assert (await heard(report("n1", "b", 2))).requests == 467
+    # Another node's ingress has its own counters.
+    assert (await heard(report("n2", "a", 33))).requests == 500
+    # One that the database refuses stops no other.
+    clock.advance(30)
+    broken = report("n3", "\0", 7)
+    assert (await heard(broken, report("n2", "a", 63))).requests == 530
+    assert (await scheduler.bus.ask(UsageOf(workload=other.id))).traffic == Traffic()
+    # What nobody has said lately is not said of now.
+    clock.advance(200)
+    seen = (await scheduler.bus.ask(UsageOf(workload=app.id))).traffic
+    assert (seen.requests, seen.per_second, seen.mean_ms) == (530, 0, None)
+    # And over the bus, from whoever may.
+    await scheduler.bus.report(report("n1", "b", 12))
+
+    async def known() -> bool:
+        return (await scheduler.bus.ask(UsageOf(workload=app.id))).traffic.requests == 540
+
+    await eventually(known, what="the report")

@@ -8,7 +8,7 @@ import os
 import signal
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from contracts.events import AppChanged
 from contracts.ids import new_id
 from contracts.mesh import Peer
-from contracts.queries import NodeChanged, Workloads, WorkloadsAfter
+from contracts.queries import NodeChanged, UsageOf, Workloads, WorkloadsAfter
 from contracts.workload import Endpoints, HealthCheck, Needs, Process, Route, WorkloadSpec
 from embedded.traefik import MeshPorts, Traefik
 from node_agent.app import create
@@ -253,6 +253,36 @@ async def nobody_is_believed_about_what_is_not_his(estate: Estate, app: Workload
     await estate.bus.bucket("places").put(app.id + "x", b"[]")
     await asyncio.sleep(0.5)
     assert len(await estate["n1"].evenly(3)) == 3
+
+
+async def test_a_request_wakes_an_app_from_any_node_and_is_counted_once(estate: Estate) -> None:
+    app = await serve(estate, 2, sleep_seconds=1)
+    assert len(await estate.running(2, app)) == 2
+    await estate["n3"].evenly(2)
+    await eventually(lambda: asleep(estate), seconds=20, what="sleep everywhere")
+    status, _ = await get(estate["n3"].traefik.port, HOST)
+    assert status == 200
+    # Each of its nodes wakes when its turn comes.
+    assert await estate["n3"].evenly(2) == await estate.running(2, app)
+
+    async def counted() -> int:
+        return (await estate.bus.ask(UsageOf(workload=app.id))).traffic.requests
+
+    await eventually(lambda: asleep(estate), seconds=20, what="sleep again")
+    await asyncio.sleep(2)
+    before = await counted()
+    assert sum((await estate["n3"].turns(12)).values()) == 12
+    await eventually(lambda: equal(counted, before + 12), what="every request once")
+    await asyncio.sleep(1.5)
+    assert await counted() == before + 12
+
+
+async def asleep(estate: Estate) -> bool:
+    return all([await empty(where) for where in estate.places.values()])
+
+
+async def equal(look: Callable[[], Awaitable[int]], number: int) -> bool:
+    return await look() == number
 
 
 async def test_a_dead_node_is_passed_over_and_nobody_has_to_tell_the_others(estate: Estate) -> None:

@@ -87,6 +87,7 @@ def ingress(layout: Layout) -> str:
             "providersThrottleDuration": "100ms",
         },
         "ping": {"entryPoint": "ping"},
+        "metrics": {"prometheus": {"manualRouting": True, "addEntryPointsLabels": False, "buckets": [1.0]}},
         "serversTransport": {"forwardingTimeouts": {"idleConnTimeout": "3s"}},
         "entryPoints": {
             "web": {"address": ":80", **web},

@@ -48,7 +48,9 @@ Amount = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,6})?$")]
 # For the shell of a build or an instance, and no other.
 Command = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=2000)]
 
-AppStatus = Literal["created", "building", "deploying", "running", "stopped", "suspended", "failed"]
+AppStatus = Literal[
+    "created", "building", "deploying", "running", "sleeping", "stopped", "suspended", "failed"
+]
 DeploymentStatus = Literal[
     "queued", "building", "deploying", "blocked", "running", "failed", "superseded", "cancelled"
 ]

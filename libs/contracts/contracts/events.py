@@ -190,7 +190,7 @@ class InstanceStopped(NodeEvent):
     rate: Rate
     started_at: Moment
     stopped_at: Moment
-    reason: Literal["replaced", "stopped", "deleted", "moved", "unhealthy", "lost", "ended"]
+    reason: Literal["replaced", "stopped", "deleted", "moved", "unhealthy", "lost", "ended", "slept"]
     exit_code: int | None = None
     words: str | None = None
 
@@ -223,6 +223,18 @@ class RolloutFinished(NodeEvent):
     running: Annotated[int, Field(ge=0)]
     reason: str | None = None
     log_tail: tuple[str, ...] = ()
+    # Its instances on this node are stopped until somebody asks for them.
+    asleep: bool = False
+
+
+class SleepChanged(NodeEvent):
+    """A node let a workload fall asleep, or woke it: of its part of the workload, and within its order."""
+
+    name = "sleep.changed"
+    workload: AppId
+    organization: OrganizationId
+    asleep: bool
+    words: str | None = None
 
 
 # --- one-off work ------------------------------------------------------------------------------------------
@@ -352,6 +364,7 @@ EVENTS: tuple[type[Event], ...] = (
     InstanceStopped,
     InstanceCrashed,
     RolloutFinished,
+    SleepChanged,
     JobRequested,
     JobCancelled,
     JobBlocked,

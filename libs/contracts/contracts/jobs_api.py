@@ -16,7 +16,7 @@ Schedule = Annotated[str, StringConstraints(min_length=9, max_length=200)]
 class ActivityView(Model):
     id: str
     # moved: its node went offline.
-    kind: Literal["crashed", "restarted", "lost", "moved"]
+    kind: Literal["crashed", "restarted", "lost", "moved", "slept", "woke"]
     # The instance's place, such as web.1; empty when it happened to the app.
     process: str
     words: str

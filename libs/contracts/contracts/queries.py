@@ -271,9 +271,23 @@ class InstanceUse(Model):
     at: Moment
 
 
+class Traffic(Model):
+    """Requests for a workload, as the ingresses of all nodes have answered them."""
+
+    # Since it was first asked for.
+    requests: int = 0
+    failed: int = 0
+    slow: int = 0
+    seconds: float = 0
+    # Of late: how many a second, and how long one took on average.
+    per_second: float = 0
+    mean_ms: float | None = None
+
+
 class WorkloadUsage(Model):
     instances: tuple[InstanceUse, ...]
     volumes: tuple[VolumeUse, ...] = ()
+    traffic: Traffic = Traffic()
 
 
 class UsageOf(Query[WorkloadUsage]):

@@ -98,6 +98,32 @@ class NodeHeartbeat(Report):
         return f"{self.name}.{self.node}"
 
 
+class TrafficCount(Model):
+    """Requests for a workload that the ingress of a node has answered since it was started."""
+
+    workload: AppId
+    requests: int
+    # Answered with a status of 500 or above; and not within a second.
+    failed: int
+    slow: int
+    # What all of them took together.
+    seconds: float
+
+
+class NodeTraffic(Report):
+    """Cumulative since the ingress was started, which `boot` names: a lost one changes nothing. What has
+    not been asked for lately is left out."""
+
+    name = "node.traffic"
+    node: NodeName
+    boot: str
+    at: Moment
+    counts: tuple[TrafficCount, ...]
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.node}"
+
+
 class LogLine(Model):
     """One line of a build: `sequence` counts from 1 without a gap within the deployment."""
 
@@ -147,4 +173,4 @@ class NodePeer(Report):
         return f"{self.name}.{self.node}"
 
 
-REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, BuildLog, JobOutput, NodePeer)
+REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, NodeTraffic, BuildLog, JobOutput, NodePeer)

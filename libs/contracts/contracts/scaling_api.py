@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from contracts.api import Amount, Name, Title
-from contracts.model import Model, Strict
+from contracts.model import Model, Moment, Strict
 from contracts.money import Money
 from contracts.workload import Limits, Needs
 
@@ -20,6 +20,7 @@ class PlanView(Model):
     # Of all volumes of an app together.
     volume_mb: int
     autoscaling: bool
+    sleeping: bool
     needs: Needs
     hourly: Money
     monthly: Money
@@ -56,6 +57,7 @@ class CreatePlan(Strict):
     max_replicas: Annotated[int, Field(ge=1, le=100)]
     volume_mb: VolumeMb = 10_240
     autoscaling: bool = False
+    sleeping: bool = False
     needs: ChooseNeeds = ChooseNeeds()
     hourly: Amount
     monthly: Amount
@@ -72,6 +74,7 @@ class ChangePlan(Strict):
     max_replicas: Annotated[int, Field(ge=1, le=100)] | None = None
     volume_mb: VolumeMb | None = None
     autoscaling: bool | None = None
+    sleeping: bool | None = None
     needs: ChooseNeeds | None = None
     hourly: Amount | None = None
     monthly: Amount | None = None
@@ -98,7 +101,8 @@ class PlanChoice(Model):
 
 
 class AutoscaleRule(Strict):
-    """Load is the share of the plan's CPU or memory that is used, whichever is larger."""
+    """Load is the share of the plan's CPU or memory that is used, whichever is larger. With
+    `requests_per_second`, so many of an instance are as much load as `up_percent`."""
 
     min: Annotated[int, Field(ge=1, le=100)]
     max: Annotated[int, Field(ge=1, le=100)]
@@ -106,6 +110,7 @@ class AutoscaleRule(Strict):
     up_seconds: Annotated[int, Field(ge=60, le=3600)] = 300
     down_percent: Annotated[int, Field(ge=0, le=90)] = 20
     down_seconds: Annotated[int, Field(ge=60, le=86_400)] = 900
+    requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     # The shortest time between two changes.
     cooldown_seconds: Annotated[int, Field(ge=0, le=86_400)] = 180
 
@@ -118,6 +123,47 @@ class AutoscaleRule(Strict):
         return self
 
 
+class SleepRule(Strict):
+    """Without a request for so long, the app sleeps, and costs nothing; the next request wakes it."""
+
+    after_minutes: Annotated[float, Field(gt=0, le=43_200)]
+
+
+class SleepView(Model):
+    """None: it never sleeps."""
+
+    after_minutes: float | None
+    asleep: bool
+
+
+class InstanceMetrics(Model):
+    process: str
+    index: int
+    node: str
+    cpu_percent: float
+    memory_mb: int
+    memory_percent: float
+    at: Moment
+
+
+class RequestMetrics(Model):
+    # Since the app was first asked for.
+    total: int
+    # Answered with a status of 500 or above; and not within a second.
+    failed: int
+    slow: int
+    # Of late.
+    per_second: float
+    mean_ms: float | None
+
+
+class AppMetrics(Model):
+    """What its instances use, as their nodes said it lately, and what is asked of it."""
+
+    instances: tuple[InstanceMetrics, ...]
+    requests: RequestMetrics
+
+
 class ScalingView(Model):
     plan: str
     replicas: int
@@ -128,6 +174,7 @@ class ScalingView(Model):
     autoscale: AutoscaleRule | None
     # What its instances use, in per cent of the plan; None while nothing is known.
     load: float | None
+    requests_per_second: float | None
     plans: tuple[PlanChoice, ...]
 
 

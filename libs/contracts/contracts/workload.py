@@ -115,6 +115,8 @@ class WorkloadSpec(Model):
     # The same for the same variables, however often they are sealed; it tells nothing about them.
     variables_digest: str | None = None
     volumes: tuple[Volume, ...] = ()
+    # After so long without a request its instances stop, and the next request starts them; none: never.
+    sleep_seconds: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def wants_instances(self) -> bool:

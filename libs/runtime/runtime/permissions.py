@@ -32,10 +32,11 @@ from contracts.events import (
     PlacementBlocked,
     PlacementDecided,
     RolloutFinished,
+    SleepChanged,
     WalletChanged,
 )
 from contracts.permits import PullPermitFor
-from contracts.reports import BuildLog, JobOutput, NodeHeartbeat, NodePeer
+from contracts.reports import BuildLog, JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
 
 # nats-server asks there who a user is that its configuration does not list.
 REQUESTS = "$SYS.REQ.USER.AUTH"
@@ -69,7 +70,7 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
 
 HEARS: dict[str, tuple[str, ...]] = {
     "gateway": (f"{BuildLog.name}.*", f"{JobOutput.name}.*"),
-    "scheduler": (f"{NodeHeartbeat.name}.*", f"{NodePeer.name}.*", REQUESTS),
+    "scheduler": (f"{NodeHeartbeat.name}.*", f"{NodePeer.name}.*", f"{NodeTraffic.name}.*", REQUESTS),
 }
 
 SERVICES = tuple(PUBLISHES)
@@ -100,10 +101,12 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
     publish = [
         f"{NodeHeartbeat.name}.{node}",
         f"{NodePeer.name}.{node}",
+        f"{NodeTraffic.name}.{node}",
         f"{InstanceStarted.name}.{node}",
         f"{InstanceStopped.name}.{node}",
         f"{InstanceCrashed.name}.{node}",
         f"{RolloutFinished.name}.{node}",
+        f"{SleepChanged.name}.{node}",
         f"{JobFinished.name}.{node}",
         f"{JobOutput.name}.{node}",
         f"{PullPermitFor.subject()}.{node}",

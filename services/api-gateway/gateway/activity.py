@@ -7,7 +7,13 @@ for a while and come from the events of nodes and scheduler alone.
 
 from datetime import timedelta
 
-from contracts.events import InstanceCrashed, InstanceStopped, PlacementBlocked, PlacementDecided
+from contracts.events import (
+    InstanceCrashed,
+    InstanceStopped,
+    PlacementBlocked,
+    PlacementDecided,
+    SleepChanged,
+)
 from contracts.jobs_api import ActivityList
 from fastapi import APIRouter, Response
 from runtime.store import PLATFORM, Tx
@@ -61,6 +67,10 @@ async def stopped(event: InstanceStopped, tx: Tx) -> None:
         await _note(tx, event, "lost", words, str(event.slot))
 
 
+async def slept(event: SleepChanged, tx: Tx) -> None:
+    await _note(tx, event, "slept" if event.asleep else "woke", event.words or "")
+
+
 async def moved(event: PlacementDecided | PlacementBlocked, words: str, tx: Tx) -> None:
     """Its node was lost: where it goes, or that it has nowhere to go."""
     await _note(tx, event, "moved", words)
@@ -68,7 +78,7 @@ async def moved(event: PlacementDecided | PlacementBlocked, words: str, tx: Tx) 
 
 async def _note(
     tx: Tx,
-    event: InstanceCrashed | InstanceStopped | PlacementDecided | PlacementBlocked,
+    event: InstanceCrashed | InstanceStopped | PlacementDecided | PlacementBlocked | SleepChanged,
     kind: str,
     words: str,
     process: str = "",

@@ -33,6 +33,16 @@ def load_of(used: Sequence[InstanceUse], limits: Limits) -> float | None:
     return 100 * max(cpu, memory)
 
 
+def with_requests(
+    load: float | None, rule: AutoscaleRule | None, replicas: int, per_second: float | None
+) -> float | None:
+    """The larger of the two: so many requests as the rule allows an instance are as much as its upper mark.
+    Where nobody knows how many there are, what the instances use decides alone."""
+    if load is None or rule is None or rule.requests_per_second is None or per_second is None or not replicas:
+        return load
+    return max(load, rule.up_percent * per_second / replicas / rule.requests_per_second)
+
+
 def decide(
     rule: AutoscaleRule, replicas: int, load: float | None, watched: Watched, now: datetime
 ) -> tuple[int, Watched]:

@@ -59,6 +59,7 @@ async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
                 max_replicas=new.max_replicas,
                 volume_mb=new.volume_mb,
                 autoscaling=new.autoscaling,
+                sleeping=new.sleeping,
                 needs=new.needs.model_dump(),
                 micros_per_hour=micros(new.hourly),
                 micros_per_month=micros(new.monthly),
@@ -95,7 +96,7 @@ async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> O
             plan.micros_per_month = micros(change.monthly)
         if "runtimes" in given:
             plan.runtimes = None if change.runtimes is None else list(change.runtimes)
-        for field in given & {"title", "max_replicas", "volume_mb", "autoscaling", "active"}:
+        for field in given & {"title", "max_replicas", "volume_mb", "autoscaling", "sleeping", "active"}:
             setattr(plan, field, getattr(change, field))
         return _offered(plan, offered)
 
@@ -141,6 +142,7 @@ def _view(plan: PlanRow, offered: list[RuntimeRow]) -> dict[str, object]:
         "max_replicas": plan.max_replicas,
         "volume_mb": plan.volume_mb,
         "autoscaling": plan.autoscaling,
+        "sleeping": plan.sleeping,
         "needs": Needs.model_validate(plan.needs),
         "hourly": Money(micros=plan.micros_per_hour, currency=plan.currency),
         "monthly": Money(micros=plan.micros_per_month, currency=plan.currency),

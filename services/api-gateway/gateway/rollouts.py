@@ -26,7 +26,7 @@ from contracts.workload import BuildCancelled, BuildFailed, BuildSucceeded, Proc
 from runtime.store import Tx
 from sqlalchemy import func, select
 
-from gateway import activity, jobs, status, workloads
+from gateway import activity, jobs, sleep, status, workloads
 from gateway.desk import Desk
 from gateway.status import Blockage, Placement, Rollout
 from gateway.tables import DeploymentRow, JobRow, ReleaseRow, WorkloadRow
@@ -219,6 +219,7 @@ async def rollout_finished(event: RolloutFinished, tx: Tx) -> None:
         return
     rollout = Rollout(at=event.at, ok=event.ok, running=event.running, reason=event.reason)
     row.rollouts = {**row.rollouts, event.node: rollout.model_dump(mode="json")}
+    sleep.heard(row, event.node, event.at, asleep=event.asleep)
     await _weigh(tx, row, event.log_tail)
 
 

@@ -13,7 +13,7 @@ import structlog
 from contracts.api import AppDetail
 from contracts.errors import InvalidInput, Unavailable
 from contracts.money import Money
-from contracts.queries import InstanceUse, UsageOf
+from contracts.queries import InstanceUse, UsageOf, WorkloadUsage
 from contracts.scaling_api import AutoscaleRule, ChoosePlan, PlanChoice, Projection, ScalingView
 from contracts.workload import Limits, Process
 from fastapi import APIRouter, Query, Response
@@ -22,7 +22,7 @@ from sqlalchemy import select
 
 from gateway import funds, plans, runtimes, volumes, wallets, workloads
 from gateway.apps import shown
-from gateway.autoscale import Watched, decide, load_of
+from gateway.autoscale import Watched, decide, load_of, with_requests
 from gateway.desk import Desk
 from gateway.permissions import Member, Speaker
 from gateway.tables import PlanRow, WorkloadRow
@@ -46,6 +46,7 @@ async def show_scaling(
             .order_by(PlanRow.micros_per_hour, PlanRow.name)
         )
         balance = await funds.of(tx, row.organization)
+        rule = None if row.autoscale is None else AutoscaleRule.model_validate(row.autoscale)
         current = next((plan for plan in offered if plan.name == row.plan), None)
         return ScalingView(
             plan=row.plan,
@@ -54,8 +55,9 @@ async def show_scaling(
             processes={name: process["replicas"] for name, process in row.processes.items()},
             now=_projection(row, row.replicas, balance),
             projected=None if replicas is None else _projection(row, replicas, balance),
-            autoscale=None if row.autoscale is None else AutoscaleRule.model_validate(row.autoscale),
-            load=_rounded(load_of(used or (), Limits.model_validate(row.limits))),
+            autoscale=rule,
+            load=_rounded(None if used is None else _load(row, rule, used)),
+            requests_per_second=_rounded(None if used is None else used.traffic.per_second),
             plans=tuple([await _choice(tx, row, plan, used) for plan in offered]),
         )
 
@@ -119,14 +121,14 @@ async def scale_by_rules(desk: Desk) -> None:
         )
     for app in apps:
         try:
-            used = (await desk.bus.ask(UsageOf(workload=app))).instances
+            used = await desk.bus.ask(UsageOf(workload=app))
             async with desk.store.transaction(PLATFORM) as tx:
                 await _scale(tx, app, used, desk.clock.now())
         except Unavailable as error:
             log.info("an app is not scaled now", app=app, error=error.message)
 
 
-async def _scale(tx: Tx, app: str, used: Sequence[InstanceUse], now: datetime) -> None:
+async def _scale(tx: Tx, app: str, used: WorkloadUsage, now: datetime) -> None:
     row = await workloads.find(tx, app)
     if row is None or row.autoscale is None or row.state != "running" or not row.live:
         return
@@ -136,7 +138,7 @@ async def _scale(tx: Tx, app: str, used: Sequence[InstanceUse], now: datetime) -
     if web is None:
         return
     watched = Watched(row.above_since, row.below_since, row.scaled_at)
-    load = load_of(used, Limits.model_validate(row.limits))
+    load = _load(row, rule, used)
     wanted, watched = decide(rule, web.replicas, load, watched, now)
     if wanted > web.replicas and await funds.of(tx, row.organization) <= 0:
         return
@@ -153,12 +155,18 @@ async def _scale(tx: Tx, app: str, used: Sequence[InstanceUse], now: datetime) -
         await workloads.settle(tx, row)
 
 
-async def _used(caller: Speaker, app: str) -> tuple[InstanceUse, ...] | None:
+def _load(row: WorkloadRow, rule: AutoscaleRule | None, used: WorkloadUsage) -> float | None:
+    routed = Process.model_validate(row.processes.get("web", {"replicas": 0})).replicas
+    load = load_of(used.instances, Limits.model_validate(row.limits))
+    return with_requests(load, rule, routed, used.traffic.per_second)
+
+
+async def _used(caller: Speaker, app: str) -> WorkloadUsage | None:
     """None when nobody can say it now: most is worth answering without."""
     async with caller.desk.store.transaction(caller.organization) as tx:
         await workloads.locked(tx, app)
     try:
-        return (await caller.desk.bus.ask(UsageOf(workload=app))).instances
+        return await caller.desk.bus.ask(UsageOf(workload=app))
     except Unavailable:
         return None
 
@@ -167,7 +175,7 @@ def _rounded(load: float | None) -> float | None:
     return None if load is None else round(load, 1)
 
 
-async def _choice(tx: Tx, row: WorkloadRow, plan: PlanRow, used: Sequence[InstanceUse] | None) -> PlanChoice:
+async def _choice(tx: Tx, row: WorkloadRow, plan: PlanRow, used: WorkloadUsage | None) -> PlanChoice:
     return PlanChoice(
         name=plan.name,
         title=plan.title,
@@ -183,11 +191,10 @@ async def _choice(tx: Tx, row: WorkloadRow, plan: PlanRow, used: Sequence[Instan
     )
 
 
-async def _obstacles(
-    tx: Tx, row: WorkloadRow, plan: PlanRow, used: Sequence[InstanceUse] | None
-) -> list[str]:
+async def _obstacles(tx: Tx, row: WorkloadRow, plan: PlanRow, used: WorkloadUsage | None) -> list[str]:
     found = []
-    most, allowed = max((one.memory_mb for one in used or ()), default=0), plan.limits["memory_mb"]
+    instances: Sequence[InstanceUse] = () if used is None else used.instances
+    most, allowed = max((one.memory_mb for one in instances), default=0), plan.limits["memory_mb"]
     if most > allowed:
         found.append(f"an instance of it uses {most} MB of memory and the plan allows {allowed} MB")
     if row.replicas > plan.max_replicas:
@@ -195,6 +202,10 @@ async def _obstacles(
     held = sum(volume.size_mb for volume in volumes.volumes_of(row))
     if held > plan.volume_mb:
         found.append(f"its volumes have {held} MB and the plan allows {plan.volume_mb} MB")
+    if row.sleep_minutes is not None and not plan.sleeping:
+        found.append(
+            "it sleeps when nobody asks for it and apps of the plan do not; DELETE …/sleep ends that"
+        )
     runtime = row.build.get("runtime")
     if runtime is not None and runtime not in [r.name for r in await runtimes.allowed(tx, plan)]:
         found.append(f"the plan has no runtime {runtime}; choose another one for the app")

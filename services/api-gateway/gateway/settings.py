@@ -50,6 +50,9 @@ class GatewaySettings(BaseSettings):
         600, gt=0, description="A log stream ends itself after so long, and the client comes again"
     )
 
+    least_sleep_minutes: float = Field(
+        1, gt=0, description="Shortest time without a request after which an app may sleep"
+    )
     public_url: str = Field(
         "",
         pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+)?$",

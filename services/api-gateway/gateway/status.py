@@ -99,6 +99,7 @@ class Facts:
     released: bool
     live: bool
     rollout: Verdict
+    asleep: bool = False
     # The newest deployment that is under way, or else the newest of all.
     deployment: DeploymentStatus | None = None
     number: int | None = None
@@ -131,6 +132,8 @@ def decide(facts: Facts) -> Standing:
         return Standing("running" if facts.live else "failed", facts.rollout.reason)
     if not facts.live:
         return Standing("deploying", facts.rollout.reason)
+    if facts.asleep:
+        return Standing("sleeping", "nobody asks for it; the next request wakes it")
     if facts.rollout.reason is None and facts.deployment == "failed":
         return Standing(
             "running", f"deployment {facts.number} failed, the release before it goes on: {facts.reason}"

@@ -104,11 +104,10 @@ class PlanRow(Base):
     micros_per_hour: Mapped[int] = mapped_column(BigInteger)
     micros_per_month: Mapped[int] = mapped_column(BigInteger)
     currency: Mapped[str]
-    # None: every runtime.
     runtimes: Mapped[list[str] | None]
-    # Of all volumes of an app together.
     volume_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("10240"))
     autoscaling: Mapped[bool] = mapped_column(server_default=false())
+    sleeping: Mapped[bool] = mapped_column(server_default=false())
     # What it asks of a node besides room.
     needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     active: Mapped[bool] = mapped_column(server_default=true())
@@ -197,6 +196,8 @@ class WorkloadRow(Base):
     above_since: Mapped[datetime | None]
     below_since: Mapped[datetime | None]
     scaled_at: Mapped[datetime | None]
+    sleep_minutes: Mapped[float | None]
+    naps: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     # What was heard about this very generation, and nothing older.
     placement: Mapped[Json | None]
     blockage: Mapped[Json | None]

@@ -48,6 +48,7 @@ def spec_of(row: WorkloadRow) -> WorkloadSpec:
             "variables": row.runtime_variables,
             "variables_digest": row.variables_digest,
             "volumes": row.volumes,
+            "sleep_seconds": None if row.sleep_minutes is None else row.sleep_minutes * 60,
         }
     )
 
@@ -204,6 +205,12 @@ def heard(row: WorkloadRow) -> Verdict:
     )
 
 
+def asleep(row: WorkloadRow) -> bool:
+    """Every node it is on has said so."""
+    nodes = Placement.model_validate(row.placement).nodes if row.placement else ()
+    return bool(nodes) and all(row.naps.get(node, {}).get("asleep") for node in nodes)
+
+
 async def settle(tx: Tx, row: WorkloadRow) -> None:
     """Writes down what the app is doing now, for everybody who only reads."""
     await tx.flush()
@@ -224,6 +231,7 @@ async def settle(tx: Tx, row: WorkloadRow) -> None:
             released=row.image is not None,
             live=row.live,
             rollout=heard(row),
+            asleep=asleep(row),
             deployment=newest.status if newest else None,
             number=newest.number if newest else None,
             reason=newest.reason if newest else None,

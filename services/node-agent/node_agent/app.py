@@ -12,9 +12,10 @@ from contracts.events import (
     InstanceStopped,
     JobFinished,
     RolloutFinished,
+    SleepChanged,
 )
 from contracts.permits import PullPermitFor
-from contracts.reports import JobOutput, NodeHeartbeat, NodePeer
+from contracts.reports import JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 
@@ -38,9 +39,13 @@ from node_agent.neighbourhood import Neighbourhood
 from node_agent.node import Node
 from node_agent.routes import Routes
 from node_agent.settings import NodeAgentSettings
+from node_agent.shelf import Shelf
 from node_agent.site import Site
+from node_agent.sleep import Nap, Sleep
 from node_agent.tenure import Tenures
+from node_agent.traffic import Traffic
 from node_agent.volumes import LoopVolumes
+from node_agent.waker import Waker
 
 log = structlog.get_logger("node_agent")
 
@@ -48,6 +53,8 @@ _INTRODUCTION = (0.5, 1.0, 2.0, 4.0, 8.0)
 _DISK_SECONDS = 60.0
 _PURGE_SECONDS = 3600.0
 _MEMBERSHIP_SECONDS = 5.0
+# How exactly the moment is met at which an app may sleep.
+_SLEEP_SECONDS = 2.0
 
 
 def create(
@@ -64,6 +71,8 @@ def create(
     proxy = proxy or _traefik(settings, runtime, neighbourhood)
     journal = Journal(folder / "journal")
     tenures = Tenures(folder, name, journal, clock)
+    desired, routes = Desired(folder, name), Routes(folder)
+    traffic = Traffic(name, proxy, clock)
     site = Site(
         node=name,
         telemetry=runtime.telemetry,
@@ -71,8 +80,8 @@ def create(
         engine=engine,
         proxy=proxy,
         images=Images(engine, _permit(settings, runtime), clock),
-        desired=Desired(folder, name),
-        routes=Routes(folder),
+        desired=desired,
+        routes=routes,
         journal=journal,
         tenures=tenures,
         departures=Departures(engine, tenures, clock, settings.drain_seconds),
@@ -88,10 +97,15 @@ def create(
             first_uid=settings.first_uid,
         ),
         neighbourhood=neighbourhood,
+        sleep=Sleep(Shelf(folder / "naps", Nap), name, journal, clock),
+        traffic=traffic,
+        waker=Waker(folder, routes, desired, clock),
     )
     jobs = Jobs(site, folder, bus.report)
     sessions = Sessions(site, lambda: bus.client, jobs.attach)
     node = Node(site, jobs, sessions)
+    site.waker.on_request(node.rouse)
+    traffic.on_crowded(node.crowded)
     share = Share(settings.cpu_millis, settings.memory_mb, settings.disk_mb)
     heart = Heart(site, settings.region, Machine(share, runtime.settings.state), node.healthy, bus.report)
     heartbeat = Loop("heartbeat", heart.beat, every=settings.heartbeat_seconds)
@@ -105,8 +119,15 @@ def create(
 
     return Service(
         name="node-agent",
-        publishes=(InstanceStarted, InstanceStopped, InstanceCrashed, RolloutFinished, JobFinished),
-        reports=(NodeHeartbeat, JobOutput, NodePeer),
+        publishes=(
+            InstanceStarted,
+            InstanceStopped,
+            InstanceCrashed,
+            RolloutFinished,
+            SleepChanged,
+            JobFinished,
+        ),
+        reports=(NodeHeartbeat, NodeTraffic, JobOutput, NodePeer),
         without_bus=True,
         loops=[
             Loop("desired", lambda: node.follow_desired(bus.bucket("desired")), every=None),
@@ -120,6 +141,8 @@ def create(
             Loop("journal", lambda: journal.relay(bus.publish), every=None),
             Loop("endpoints", lambda: site.endpoints.publish(bus.bucket("endpoints")), every=None),
             heartbeat,
+            Loop("traffic", lambda: traffic.report(bus.report), every=settings.heartbeat_seconds),
+            Loop("sleep", node.fall_asleep, every=_SLEEP_SECONDS),
             Loop("introduce", introduce, every=3600.0),
             *_among_others(site, node, runtime, settings.reconcile_seconds),
         ],

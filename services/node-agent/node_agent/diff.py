@@ -5,14 +5,14 @@ a `Retire` names the slot whose new instance must be ready first. Where nothing 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from contracts.workload import NodeWorkload, Slot
 
 from node_agent.engine import State
 
-Reason = Literal["replaced", "stopped", "deleted", "moved", "unhealthy"]
+Reason = Literal["replaced", "stopped", "deleted", "moved", "unhealthy", "slept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,13 @@ class Retire:
 Action: TypeAlias = Discard | Raise | Retire
 
 
-def diff(wanted: NodeWorkload | None, seen: Iterable[Seen]) -> tuple[Action, ...]:
+def diff(wanted: NodeWorkload | None, seen: Iterable[Seen], *, asleep: bool = False) -> tuple[Action, ...]:
     """In the order in which they are to be done. None wanted: nothing has ever come to life here."""
+    if asleep and wanted is not None:
+        return tuple(
+            replace(step, reason="slept") if isinstance(step, Retire) else step
+            for step in diff(wanted.model_copy(update={"slots": ()}), seen)
+        )
     found = sorted(seen, key=lambda s: s.instance)
     kept = _kept(wanted, found)
     rest = [s for s in found if s not in kept.values()]

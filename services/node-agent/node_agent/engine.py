@@ -12,6 +12,9 @@ from typing import Literal, Protocol
 from contracts.money import Rate
 from contracts.workload import HealthCheck, Limits, Slot, WorkloadSpec
 
+# The process that requests are routed to, and whose health can be asked from outside.
+ROUTED = "web"
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

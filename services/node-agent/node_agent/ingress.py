@@ -21,6 +21,7 @@ from node_agent.certificate import certificate
 from node_agent.mesh_file import Mesh
 from node_agent.routes_file import (
     HEADER,
+    METRICS_PATH,
     Served,
     check,
     confirm_path,
@@ -57,6 +58,10 @@ class Proxy(Protocol):
 
     async def withdraw(self, workload: str) -> None:
         """Returns once the proxy knows nothing of the workload."""
+
+    async def metrics(self) -> bytes:
+        """What it has counted, as Prometheus would read it; `Unavailable` when it does not say."""
+        ...
 
 
 class Neighbours(Protocol):
@@ -327,6 +332,23 @@ class TraefikProxy:
             if name.lower() == HEADER.lower():
                 return value.strip()
         return ""
+
+    async def metrics(self) -> bytes:
+        # HTTP/1.0: the answer ends with the connection, and comes in one piece.
+        request = f"GET {METRICS_PATH} HTTP/1.0\r\nHost: {self._secret}\r\n\r\n"
+        try:
+            async with asyncio.timeout(10):
+                reader, writer = await asyncio.open_connection(self._host, self._port)
+                try:
+                    writer.write(request.encode())
+                    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError) as error:
+            raise Unavailable("the ingress does not say what it has counted") from error
+        if b" 200 " not in head.partition(b"\r\n")[0]:
+            raise Unavailable("the ingress counts nothing; it was started without metrics")
+        return body
 
     async def _share(self) -> None:
         """What all files refer to, as it is needed now."""

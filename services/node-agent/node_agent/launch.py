@@ -8,12 +8,10 @@ from contracts.ids import new_id
 from contracts.workload import NodeWorkload, Slot, WorkloadSpec
 
 from node_agent.diff import Raise
-from node_agent.engine import Blueprint, Identity, Instance, Mount
+from node_agent.engine import ROUTED, Blueprint, Identity, Instance, Mount
 from node_agent.health import examine, until_ready
 from node_agent.site import Site
 
-# The process that requests are routed to, and whose health can be asked from outside.
-ROUTED = "web"
 # A process that listens to nobody counts as ready when it has run for so long.
 _SETTLED_SECONDS = 2.0
 _LOOK_EVERY = 0.05

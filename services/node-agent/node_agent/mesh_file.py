@@ -45,15 +45,15 @@ class Mesh:
 
 
 def services(
-    name: str, instances: dict[str, Any], number: int, elsewhere: Iterable[tuple[str, int]]
+    name: str, here: str, instances: dict[str, Any], number: int, elsewhere: Iterable[tuple[str, int]]
 ) -> dict[str, Any]:
     """The services of a workload that also has instances on other nodes: each instance gets its turn."""
     parts = [{"name": _peer(node), "weight": count} for node, count in elsewhere]
     found: dict[str, Any] = {}
     if number:
         checked = {**instances, "healthCheck": {"path": "/", "interval": _NEVER}}
-        found[here(name)] = {"loadBalancer": checked}
-        parts.insert(0, {"name": here(name), "weight": number})
+        found[here] = {"loadBalancer": checked}
+        parts.insert(0, {"name": here, "weight": number})
     found[name] = {"weighted": {"services": parts, "healthCheck": {}}}
     return found
 
@@ -63,8 +63,9 @@ def check(node: str) -> None:
         raise InvalidInput(f"not a node: {node!r}")
 
 
-def here(name: str) -> str:
-    return f"{name}-here"
+def everywhere(name: str) -> str:
+    """The service of a workload that has instances on other nodes too."""
+    return f"{name}-everywhere"
 
 
 def only(elsewhere: Sequence[tuple[str, int]]) -> str | None:

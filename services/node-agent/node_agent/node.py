@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import structlog
 from contracts.errors import BerthError, Unavailable
+from contracts.workload import NodeWorkload
 from runtime.bucket import Bucket
 
 from node_agent.engine import EngineEvent, Instance
@@ -16,6 +17,7 @@ from node_agent.exec import Sessions
 from node_agent.jobs import Jobs
 from node_agent.rollout import Keeper
 from node_agent.site import Site
+from node_agent.sleep import allowed
 
 log = structlog.get_logger("node-agent.node")
 
@@ -33,10 +35,11 @@ class Node:
 
     async def open(self) -> None:
         site = self._site
-        for shelf in (site.desired, site.routes, site.journal, site.tenures, self._jobs):
+        for shelf in (site.desired, site.routes, site.journal, site.tenures, site.sleep, self._jobs):
             await asyncio.to_thread(shelf.open)
         if site.neighbourhood is not None:
             await asyncio.to_thread(site.neighbourhood.open)
+        await site.waker.open()
         await site.proxy.open()
         try:
             await site.engine.reassert()
@@ -47,12 +50,15 @@ class Node:
         self._jobs.resume()
         for workload in site.desired.workloads():
             if not site.desired[workload].gone:
+                await site.sleep.say_again(site.desired[workload].desired)
                 self._keeper(workload)
 
     async def _withdraw_stale(self) -> None:
         """Routes of instances that have gone lead to addresses that are given away again, to anybody."""
         there = {instance.identity.workload for instance in await self._site.engine.instances()}
         for workload in self._site.proxy.published() - there:
+            if self._site.sleep.asleep(workload):
+                continue
             log.info("routes of nothing that runs are withdrawn", workload=workload)
             await self._site.proxy.withdraw(workload)
 
@@ -62,6 +68,7 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._site.waker.close()
         await self._sessions.close()
         await self._jobs.close()
         await self._site.departures.close()
@@ -74,6 +81,54 @@ class Node:
     def healthy(self, workload: str, instance: str) -> bool:
         keeper = self._keepers.get(workload)
         return keeper is not None and keeper.ready(instance)
+
+    # --- sleep -------------------------------------------------------------------------------------------
+
+    async def rouse(self, workload: str) -> None:
+        """Somebody asks for it, and waits."""
+        if await self._site.sleep.wake(self._site.desired[workload].desired):
+            self._site.traffic.touch(workload)
+            self._keeper(workload).rouse()
+
+    def crowded(self, workload: str) -> None:
+        if workload in self._keepers:
+            self._keepers[workload].wake()
+
+    async def fall_asleep(self) -> None:
+        """What may sleep and has had no request for as long as its owner said."""
+        site = self._site
+        found = [site.desired[workload] for workload in self._keepers if workload in site.desired]
+        might = {
+            record.desired.spec.id: record.desired
+            for record in found
+            if allowed(record.desired)
+            and not record.rolling_out
+            and not site.sleep.asleep(record.desired.spec.id)
+        }
+        # The ingress is asked only where somebody is about to fall asleep.
+        if not any(self._due(wanted) for wanted in might.values()) or not await site.traffic.look():
+            return
+        endpoints = {
+            tenure.endpoint: tenure.started.workload
+            for tenure in site.tenures
+            if tenure.endpoint is not None and tenure.started.workload in might
+        }
+        due = {w for w, wanted in might.items() if self._due(wanted)}
+        if due:
+            for workload in await site.traffic.open_connections(endpoints):
+                site.traffic.touch(workload)
+        for workload in due:
+            if self._due(might[workload]):
+                await site.sleep.begin(might[workload])
+                self._keeper(workload).wake()
+
+    def _due(self, wanted: NodeWorkload) -> bool:
+        if self._site.waker.busy(wanted.spec.id):
+            self._site.traffic.touch(wanted.spec.id)
+        after = wanted.spec.sleep_seconds
+        if after is None or not self._site.traffic.counted(wanted.spec.id):
+            return False
+        return self._site.traffic.idle_seconds(wanted.spec.id) >= after
 
     # --- what wakes the keepers --------------------------------------------------------------------------
 

@@ -26,7 +26,13 @@ def failure(spec: WorkloadSpec, setbacks: Sequence[Setback]) -> Failure:
 
 
 def finished(
-    node: str, now: datetime, record: Record, running: int, said: tuple[str, ...] = ()
+    node: str,
+    now: datetime,
+    record: Record,
+    running: int,
+    said: tuple[str, ...] = (),
+    *,
+    asleep: bool,
 ) -> RolloutFinished:
     """Its id is made of what it tells, so that twice is once."""
     desired, failed = record.desired, record.failure
@@ -44,5 +50,6 @@ def finished(
         generation=spec.generation,
         deployment=spec.deployment,
         running=running,
+        asleep=asleep,
         **told,
     )

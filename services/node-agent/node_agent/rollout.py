@@ -24,6 +24,7 @@ from node_agent.health import examine
 from node_agent.launch import LOG_TAIL, Launcher, Setback, routed
 from node_agent.routes_file import Served
 from node_agent.site import Site
+from node_agent.sleep import allowed
 from node_agent.watch import Watch
 
 T = TypeVar("T")
@@ -66,6 +67,11 @@ class Keeper:
         if not raised and instance is not None and self._site.tenures.admitted(event.instance):
             await self._crashes.note(instance, event.exit_code, ending)
 
+    def rouse(self) -> None:
+        """Somebody waits for it: what kept it from being raised may be over."""
+        self._repair_pause, self._repair_after = _FIRST_REPAIR_PAUSE, 0.0
+        self.wake()
+
     def condemn(self, instance: str, why: str) -> None:
         self._watch.condemn(instance, why)
 
@@ -75,7 +81,9 @@ class Keeper:
         present = {instance.identity.instance: instance for instance in instances}
         known = {name: instance.state for name, instance in self._instances.items()}
         changed = known != {name: instance.state for name, instance in present.items()}
-        if changed or diff(record.wanted, self._seen(present)) or record.reported < record.desired.revision:
+        asleep = self._site.sleep.asleep(self.workload)
+        steps = diff(record.wanted, self._seen(present), asleep=asleep)
+        if changed or steps or record.reported < record.desired.revision:
             self.wake()
 
     # --- its life --------------------------------------------------------------------------------------
@@ -104,9 +112,10 @@ class Keeper:
 
     async def _settle(self) -> None:
         record = self._site.desired[self.workload]
+        await self._site.sleep.check(record.desired)
         await self._look()
-        wanted = record.wanted
-        steps = diff(wanted, self._seen(self._instances))
+        wanted, asleep = record.wanted, self._site.sleep.asleep(self.workload)
+        steps = diff(wanted, self._seen(self._instances), asleep=asleep)
         for step in steps:
             if isinstance(step, Discard):
                 await self._remove(step.instance)
@@ -124,7 +133,7 @@ class Keeper:
             unraised: set[Slot] = set()
         else:
             unraised = await self._repair(record, raises)
-        if self._superseded(record.desired):
+        if self._superseded(record.desired) or asleep != self._site.sleep.asleep(self.workload):
             # What has come meanwhile was not what was settled here, and must not be told as if it were.
             self.wake()
             return
@@ -132,6 +141,7 @@ class Keeper:
         if record.desired.spec.state == "deleted":
             await self._site.proxy.withdraw(self.workload)
             self._site.endpoints.withdraw(self.workload)
+            self._site.waker.tell(self.workload, ())
         else:
             await self._serve(record)
         for step in steps:
@@ -282,6 +292,7 @@ class Keeper:
                 await self._serve(record)
                 return None
             self._log.warning("an instance was not replaced", reason=outcome.reason)
+            self._site.waker.failed(self.workload, outcome.reason)
             if outcome.instance is not None:
                 if self._site.tenures.admitted(outcome.instance):
                     self._watch.condemn(outcome.instance, outcome.reason)
@@ -315,6 +326,7 @@ class Keeper:
     async def _admit(self, instance: Instance) -> None:
         identity = instance.identity
         self._watch.is_ready(identity.instance)
+        self._site.traffic.touch(self.workload)
         if not self._site.tenures.admitted(identity.instance):
             endpoint = f"{instance.address}:{identity.port}" if routed(instance) else None
             await self._site.tenures.begin(identity, endpoint)
@@ -335,21 +347,31 @@ class Keeper:
     # --- what others see -----------------------------------------------------------------------------
 
     async def _serve(self, record: Record) -> None:
-        await self._publish(record, self._addresses(record.live))
+        await self._publish(record, () if self._held(record) else self._addresses(record.live))
+
+    def _held(self, record: Record) -> bool:
+        """Requests wait: it sleeps, or it may, and nothing of it answers just now."""
+        ready = any(self.ready(one.identity.instance) for one in self._admitted())
+        return self._site.sleep.asleep(self.workload) or (allowed(record.desired) and not ready)
 
     async def _publish(self, record: Record, addresses: tuple[str, ...]) -> None:
         site = self._site
+        # Who waits at the door already does not wait for the proxy.
+        site.waker.tell(self.workload, addresses)
+        door = (site.waker.address,) if allowed(record.desired) else ()
         able = {f"{i.address}:{i.identity.port}" for i in self._admitted() if self.ready(i.identity.instance)}
-        healthy = tuple(address for address in addresses if address in able)
+        # Requests from other nodes wake it too.
+        healthy = tuple(address for address in addresses if address in able) or door
         if site.neighbourhood is not None:
-            if self._served_here and able and not addresses:
+            if self._served_here and able and not (addresses or door):
                 await site.neighbourhood.farewell(self.workload, site.endpoints)
             if not healthy and site.neighbourhood.shares(self.workload):
                 # Others are, so nobody has to try those which may not be.
                 addresses = ()
         hostnames = site.routes.hostnames(self.workload, record.desired.spec.organization)
-        await site.proxy.publish(Served(self.workload, hostnames, addresses))
-        self._served_here = bool(addresses)
+        counted = site.traffic.counted(self.workload)
+        await site.proxy.publish(Served(self.workload, hostnames, addresses or door, counted=counted))
+        self._served_here = bool(addresses or door)
         site.endpoints.say(self.workload, healthy)
 
     def _addresses(self, live: NodeWorkload | None) -> tuple[str, ...]:
@@ -394,7 +416,14 @@ class Keeper:
             return
         running = sum(self._site.tenures.admitted(name) for name in self._instances)
         said = await self._said()
-        told = outcomes.finished(self._site.node, self._site.clock.now(), record, running, said)
+        told = outcomes.finished(
+            self._site.node,
+            self._site.clock.now(),
+            record,
+            running,
+            said,
+            asleep=self._site.sleep.asleep(self.workload),
+        )
         await self._site.journal.append(told)
         await self._site.desired.reported(self.workload, record.desired.revision)
         self._log.info(

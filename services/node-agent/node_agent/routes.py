@@ -36,6 +36,10 @@ class Routes:
         routes = [self._shelf.get(key) for key in self._keys.get(workload, ())]
         return tuple(sorted(r.hostname for r in routes if r is not None and r.organization == organization))
 
+    def at(self, hostname: str) -> Route | None:
+        route = self._shelf.get(hostname)
+        return route if route is not None and route.hostname == hostname else None
+
     async def accept(self, key: str, value: bytes | None) -> list[str]:
         """A value of the bucket; the workloads whose hostnames it changes, the one that gains first."""
         if not _KEY.fullmatch(key):

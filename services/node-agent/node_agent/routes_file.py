@@ -19,6 +19,8 @@ from node_agent.mesh_file import Mesh
 
 HEADER = "X-Berth-Routes"
 ENTRY_POINT = "web"
+# Of the secret hostname: what the proxy has counted, for the agent alone.
+METRICS_PATH = "/metrics"
 _HOSTNAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
 )
@@ -38,6 +40,8 @@ class Served:
     # Nobody here keeps it, and nobody waits until the proxy serves it: its file says no more than it must,
     # because all of them are read whenever one changes.
     remote: bool = False
+    # The proxy counts its requests.
+    counted: bool = True
 
 
 def is_hostname(text: str) -> bool:
@@ -87,7 +91,10 @@ def check(served: Served) -> None:
 def _content(served: Served, meshed: bool) -> dict[str, Any]:
     check(served)
     name, elsewhere = served.workload, served.elsewhere
-    here = mesh_file.here(name) if elsewhere else name
+    # What is here keeps its service's name, by which it is counted, whatever others have. Under another one
+    # the proxy drops what it has kept of it.
+    here = name if served.counted else f"{name}-uncounted"
+    everywhere = mesh_file.everywhere(name)
     only = mesh_file.only(elsewhere) if served.remote else None
     routers: dict[str, Any] = {}
     if not served.remote:
@@ -102,7 +109,7 @@ def _content(served: Served, meshed: bool) -> dict[str, Any]:
             "rule": f"Host(`{hostname}`)",
             "parentRefs": [_parent(shard(hostname))],
             "middlewares": [mesh_file.RETRY if elsewhere else "retry"],
-            "service": only or name,
+            "service": only or (everywhere if elsewhere else here),
         }
         if meshed and served.addresses:
             routers[f"{name}-{hostname}-here"] = {
@@ -117,10 +124,22 @@ def _content(served: Served, meshed: bool) -> dict[str, Any]:
     }
     if only is not None:
         return {"routers": routers}
-    services: dict[str, Any] = {name: {"loadBalancer": instances}}
+    services: dict[str, Any] = {here: {"loadBalancer": instances}}
     if elsewhere:
-        services = mesh_file.services(name, instances, len(served.addresses), elsewhere)
+        services = mesh_file.services(everywhere, here, instances, len(served.addresses), elsewhere)
+    if not served.counted:
+        _uncount(routers.values())
     return {"routers": routers, "services": services}
+
+
+def _uncount(routers: Iterable[dict[str, Any]]) -> None:
+    """Only a router below no parent can say that it is not counted."""
+    for router in routers:
+        if router["rule"].startswith("Host("):
+            [parent] = router.pop("parentRefs")
+            router["entryPoints"] = [ENTRY_POINT if parent.startswith(_parent("")) else mesh_file.HERE]
+            router["priority"] = 1_000
+            router["observability"] = {"metrics": False}
 
 
 def render_common(secret: str, shards: Iterable[str], certificate: str, mesh: Mesh | None = None) -> str:
@@ -151,6 +170,11 @@ def render_common(secret: str, shards: Iterable[str], certificate: str, mesh: Me
     }
     # Only a request that never reached an instance is tried again, on the next one.
     retry = {"retry": {"attempts": 3, "initialInterval": "50ms"}}
+    routers["metrics"] = {
+        "rule": f"Path(`{METRICS_PATH}`)",
+        "parentRefs": ["confirm"],
+        "service": "prometheus@internal",
+    }
     return _text(
         {
             "http": {

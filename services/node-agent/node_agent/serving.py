@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence, Set
 
 from contracts.workload import NodeWorkload
 
-from node_agent.engine import Instance
-from node_agent.launch import ROUTED
+from node_agent.engine import ROUTED, Instance
 
 
 def addresses(

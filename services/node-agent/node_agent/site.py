@@ -16,8 +16,11 @@ from node_agent.ingress import Proxy
 from node_agent.journal import Journal
 from node_agent.neighbourhood import Neighbourhood
 from node_agent.routes import Routes
+from node_agent.sleep import Sleep
 from node_agent.tenure import Tenures
+from node_agent.traffic import Traffic
 from node_agent.volumes import Volumes
+from node_agent.waker import Waker
 
 
 @dataclass(frozen=True)
@@ -40,5 +43,8 @@ class Site:
     # So many instances are started at once: more would only stand in each other's way in the engine.
     starts: asyncio.Semaphore
     volumes: Volumes
+    sleep: Sleep
+    traffic: Traffic
+    waker: Waker
     # None: other nodes send it no requests, and it sends none to them.
     neighbourhood: Neighbourhood | None = None

@@ -31,11 +31,11 @@ from contracts.queries import (
     RegionsWithRoom,
     UsageOf,
 )
-from contracts.reports import NodeHeartbeat, NodePeer
+from contracts.reports import NodeHeartbeat, NodePeer, NodeTraffic
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service, many
 
-from scheduler import permits, queries, usage
+from scheduler import permits, queries, traffic, usage
 from scheduler.administration import Administration
 from scheduler.departures import Departures
 from scheduler.door import Door
@@ -89,7 +89,11 @@ def create(runtime: Runtime) -> Service:
             NodeJoined: joining.join,
             PullPermitFor: functools.partial(permits.permit, runtime),
         },
-        listens={NodeHeartbeat: nodes.heard, NodePeer: peers.heard},
+        listens={
+            NodeHeartbeat: nodes.heard,
+            NodePeer: peers.heard,
+            NodeTraffic: functools.partial(traffic.heard, runtime),
+        },
         loops=[
             place,
             project,
@@ -105,6 +109,7 @@ def create(runtime: Runtime) -> Service:
             Loop("sample", nodes.sample, every=SAMPLE_SECONDS / 2),
             Loop("thin", nodes.thin, every=3600.0),
             Loop("tokens", joining.forget, every=3600.0),
+            Loop("forget traffic", functools.partial(traffic.forget, runtime), every=3600.0),
         ],
         on_start=door.open,
     )

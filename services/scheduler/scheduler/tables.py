@@ -158,6 +158,29 @@ class NodeUsageRow(Base):
     volumes: Mapped[dict[str, Any]] = mapped_column(JSONB)
 
 
+class TrafficRow(Base):
+    """Requests for a workload at the ingress of a node: as it counts them, in all, and between its last two
+    reports."""
+
+    __tablename__ = "traffic"
+    workload: Mapped[str] = mapped_column(Text, primary_key=True)
+    node: Mapped[str] = mapped_column(Text, primary_key=True)
+    # The start of the ingress that its own numbers count from.
+    boot: Mapped[str] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    requests: Mapped[int] = mapped_column(BigInteger)
+    failed: Mapped[int] = mapped_column(BigInteger)
+    slow: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+    all_requests: Mapped[int] = mapped_column(BigInteger)
+    all_failed: Mapped[int] = mapped_column(BigInteger)
+    all_slow: Mapped[int] = mapped_column(BigInteger)
+    all_seconds: Mapped[float]
+    late_requests: Mapped[int] = mapped_column(BigInteger)
+    late_seconds: Mapped[float]
+    late_span: Mapped[float]
+
+
 class WorkloadRow(Base):
     __tablename__ = "workload"
     id: Mapped[str] = mapped_column(Text, primary_key=True)

@@ -13,6 +13,8 @@ from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 from runtime.runtime import Runtime
 
+from scheduler import traffic
+
 # Said twice a minute; what is older says nothing about now.
 _FRESH = timedelta(seconds=100)
 
@@ -88,6 +90,7 @@ async def answer(runtime: Runtime, query: UsageOf) -> WorkloadUsage:
             )
             for node, at, instance, (process, index, cpu, memory) in rows
         ),
+        traffic=await traffic.of(runtime, query.workload),
         volumes=tuple(
             VolumeUse(volume=volume, workload=query.workload, used_mb=used, size_mb=size)
             for volume, (used, size) in held
