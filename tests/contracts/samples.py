@@ -130,6 +130,15 @@ SAMPLES: tuple[Model, ...] = (
     _event(events.AppDeleted, spec=SPEC),
     _event(events.PlacementDecided, **OF_DEPLOYMENT, generation=3, nodes=("local",)),
     _event(events.PlacementBlocked, **OF_DEPLOYMENT, generation=3, reasons={"n3": "memory short by 256 MB"}),
+    _event(
+        events.VolumesMoved,
+        workload=APP,
+        organization=ORGANIZATION,
+        source="n1",
+        target="n2",
+        taken_at=AT,
+        lost_until=AT + timedelta(minutes=3),
+    ),
     _event(events.InstanceStarted, **INSTANCE),
     _event(
         events.InstanceStopped,
@@ -215,5 +224,18 @@ SAMPLES: tuple[Model, ...] = (
     reports.JobOutput(node="local", job=JOB.id, lines=(JOB_LINE,)),
     reports.NodePeer(
         node="local", host="192.0.2.1", port=7443, request="-----BEGIN CERTIFICATE REQUEST-----"
+    ),
+    reports.CopyState(
+        node="n2",
+        copy_id=fixed("cpy"),
+        workload=APP,
+        phase="complete",
+        done_mb=1024,
+        total_mb=1024,
+        sent_mb=12,
+        taken_at=AT,
+        digest="0f",
+        volumes=(fixed("vol"),),
+        frozen_ms=80,
     ),
 )

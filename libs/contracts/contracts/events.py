@@ -162,6 +162,20 @@ class PlacementBlocked(Event):
     lost: tuple[NodeName, ...] = ()
 
 
+class VolumesMoved(Event):
+    """A workload's data has another home: a copy of the last moment, or, where its node was lost, the newest
+    there was."""
+
+    name = "volumes.moved"
+    workload: AppId
+    organization: OrganizationId
+    source: NodeName
+    target: NodeName
+    taken_at: Moment
+    # What was written between `taken_at` and then is lost; none: nothing is.
+    lost_until: Moment | None = None
+
+
 # --- a node at work --------------------------------------------------------------------------------------
 
 
@@ -360,6 +374,7 @@ EVENTS: tuple[type[Event], ...] = (
     AppDeleted,
     PlacementDecided,
     PlacementBlocked,
+    VolumesMoved,
     InstanceStarted,
     InstanceStopped,
     InstanceCrashed,

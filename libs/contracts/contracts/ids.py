@@ -38,6 +38,7 @@ def _typed(prefix: str) -> StringConstraints:
 
 AppId = Annotated[str, _typed("app")]
 BuildId = Annotated[str, _typed("bld")]
+CopyId = Annotated[str, _typed("cpy")]
 CreditId = Annotated[str, _typed("crd")]
 DeploymentId = Annotated[str, _typed("dep")]
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=80)]

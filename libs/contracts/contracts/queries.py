@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from contracts.build_queries import BuildLogAfter, BuildsOpen, ImageLookup
+from contracts.copies import NodeCopying, WorkloadCopies
 from contracts.events import DeploymentRequested
 from contracts.ids import (
     AppId,
@@ -160,6 +161,8 @@ class NodeDetail(Model):
     node: NodeInfo
     placements: tuple[NodePlacement, ...]
     history: tuple[NodeSample, ...]
+    # Data of apps on its way from here or to here.
+    copying: tuple[NodeCopying, ...] = ()
 
 
 class NodeOf(Query[NodeDetail]):
@@ -297,6 +300,13 @@ class UsageOf(Query[WorkloadUsage]):
     workload: AppId
 
 
+class CopiesOf(Query[WorkloadCopies]):
+    """Where the data of a workload is, and what there is of it elsewhere."""
+
+    owner, what, answer = "scheduler", "copies", WorkloadCopies
+    workload: AppId
+
+
 class Wallet(Model):
     organization: OrganizationId
     balance: Money
@@ -373,6 +383,7 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     JoinTokenRevoked,
     NodeJoined,
     UsageOf,
+    CopiesOf,
     WalletOf,
     StatementOf,
 )

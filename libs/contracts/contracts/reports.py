@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, Field
 from contracts.ids import (
     AppId,
     BuildId,
+    CopyId,
     DeploymentId,
     InstanceId,
     JobId,
@@ -173,4 +174,29 @@ class NodePeer(Report):
         return f"{self.name}.{self.node}"
 
 
-REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, NodeTraffic, BuildLog, JobOutput, NodePeer)
+class CopyState(Report):
+    """How far a copy has come, by the node that was ordered to take or to drop it; said until nothing is
+    ordered any more."""
+
+    name = "copy.state"
+    node: NodeName
+    copy_id: CopyId
+    workload: AppId
+    phase: Literal["copying", "complete", "dropped"]
+    done_mb: Annotated[int, Field(ge=0)] = 0
+    total_mb: Annotated[int, Field(ge=0)] = 0
+    # What had to be sent: blocks that were there already are not.
+    sent_mb: Annotated[int, Field(ge=0)] = 0
+    # Why it does not get on.
+    words: str | None = None
+    # Of a complete one: the moment whose data it has, of which volumes, and for how long these stood still.
+    taken_at: Moment | None = None
+    digest: str | None = None
+    volumes: tuple[VolumeId, ...] = ()
+    frozen_ms: Annotated[int, Field(ge=0)] = 0
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.node}"
+
+
+REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, NodeTraffic, BuildLog, JobOutput, NodePeer, CopyState)

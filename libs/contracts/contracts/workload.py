@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from contracts.copies import CopyClaim
 from contracts.ids import (
     AppId,
     DeploymentId,
@@ -65,7 +66,7 @@ class Volume(Model):
     # Where every instance of the workload finds it.
     path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+){1,8}$", max_length=200)]
     size_mb: Annotated[int, Field(ge=16, le=1_048_576)]
-    # Encrypted on the node's disk, with a key of that node.
+    # Encrypted on the disk, with a key made of that of the node where it was made.
     encrypted: bool = False
 
 
@@ -117,6 +118,8 @@ class WorkloadSpec(Model):
     volumes: tuple[Volume, ...] = ()
     # After so long without a request its instances stop, and the next request starts them; none: never.
     sleep_seconds: Annotated[float, Field(gt=0)] | None = None
+    # So often its volumes are copied to another node; none: never.
+    copy_minutes: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def wants_instances(self) -> bool:
@@ -162,6 +165,14 @@ class NodeWorkload(Model):
     # The specification's variables, sealed for this node alone; none where there are none, or where they
     # could not be read: then the specification has a digest all the same.
     variables: str | None = None
+    # How often the workload's data has gone to another node. What a node has from before is not what is to
+    # run; and when the workload has come to life with `proven`, it is put aside.
+    home: Annotated[int, Field(ge=0)] = 0
+    proven: Annotated[int, Field(ge=0)] = 0
+    # What its data is made of where it has come to; none: it has always been here.
+    claim: CopyClaim | None = None
+    # Of encrypted volumes that were made on other nodes, sealed for this one.
+    volume_keys: str | None = None
 
 
 class Route(Model):

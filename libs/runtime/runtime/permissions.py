@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from contracts import sessions
+from contracts.copies import blocks_subject
 from contracts.events import (
     AlertRaised,
     AppChanged,
@@ -33,10 +34,11 @@ from contracts.events import (
     PlacementDecided,
     RolloutFinished,
     SleepChanged,
+    VolumesMoved,
     WalletChanged,
 )
 from contracts.permits import PullPermitFor
-from contracts.reports import BuildLog, JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
+from contracts.reports import BuildLog, CopyState, JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
 
 # nats-server asks there who a user is that its configuration does not list.
 REQUESTS = "$SYS.REQ.USER.AUTH"
@@ -60,9 +62,11 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
         JobPlaced.name,
         JobEnded.name,
         "$KV.desired.>",
+        VolumesMoved.name,
         "$KV.jobs.>",
         "$KV.places.>",
         "$KV.peers.>",
+        "$KV.copies.>",
     ),
     "domains": (HostnameAssigned.name, "$KV.routes.>"),
     "billing": (BillingTick.name, WalletChanged.name),
@@ -70,7 +74,13 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
 
 HEARS: dict[str, tuple[str, ...]] = {
     "gateway": (f"{BuildLog.name}.*", f"{JobOutput.name}.*"),
-    "scheduler": (f"{NodeHeartbeat.name}.*", f"{NodePeer.name}.*", f"{NodeTraffic.name}.*", REQUESTS),
+    "scheduler": (
+        f"{NodeHeartbeat.name}.*",
+        f"{NodePeer.name}.*",
+        f"{NodeTraffic.name}.*",
+        f"{CopyState.name}.*",
+        REQUESTS,
+    ),
 }
 
 SERVICES = tuple(PUBLISHES)
@@ -111,13 +121,22 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
         f"{JobOutput.name}.{node}",
         f"{PullPermitFor.subject()}.{node}",
         sessions.from_node(node, "*"),
+        f"{CopyState.name}.{node}",
+        # It asks others for blocks under its own name; they answer whom the scheduler told them to.
+        blocks_subject("*", node),
         f"$KV.endpoints.*.{node}",
         "$JS.API.STREAM.INFO.KV_endpoints",
         f"$JS.API.CONSUMER.CREATE.KV_desired.*.$KV.desired.{node}.>",
         f"$JS.API.CONSUMER.CREATE.KV_jobs.*.$KV.jobs.{node}.>",
         *(f"$JS.API.CONSUMER.CREATE.KV_{bucket}.*.$KV.{bucket}.>" for bucket in SHARED),
+        f"$JS.API.CONSUMER.CREATE.KV_copies.*.$KV.copies.{node}.>",
     ]
-    return publish, [f"_INBOX_{node_name(node)}.>", sessions.to_node(node, "*")]
+    subscribe = [
+        f"_INBOX_{node_name(node)}.>",
+        sessions.to_node(node, "*"),
+        blocks_subject(node, "*"),
+    ]
+    return publish, subscribe
 
 
 def node_name(node: str) -> str:

@@ -9,7 +9,7 @@ DAY = 86_400
 EVENT_STREAM = "EVENTS"
 # A consumer away for longer heals from the owner's snapshot; inboxes remember a day longer than this.
 EVENT_AGE_DAYS = 7
-BUCKETS = ("desired", "routes", "endpoints", "places", "peers", "jobs")
+BUCKETS = ("desired", "routes", "endpoints", "places", "peers", "jobs", "copies")
 # The keys of jobs are never used again; without an age their graves would pile up. None lives for a day.
 _AGES = {"jobs": 3 * DAY}
 

@@ -15,10 +15,11 @@ from contracts.events import (
     SleepChanged,
 )
 from contracts.permits import PullPermitFor
-from contracts.reports import JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
+from contracts.reports import CopyState, JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 
+from node_agent.copies import Copies
 from node_agent.departures import Departures
 from node_agent.desired import Desired
 from node_agent.elsewhere import SOURCES, Elsewhere
@@ -29,6 +30,8 @@ from node_agent.exec import Sessions
 from node_agent.firewall import Firewall
 from node_agent.firewall_rules import Policy
 from node_agent.heartbeat import Heart
+from node_agent.holdings import Holdings
+from node_agent.homes import Homes
 from node_agent.images import Images, Permit
 from node_agent.ingress import Proxy, TraefikProxy
 from node_agent.jobs import Jobs
@@ -55,6 +58,7 @@ _PURGE_SECONDS = 3600.0
 _MEMBERSHIP_SECONDS = 5.0
 # How exactly the moment is met at which an app may sleep.
 _SLEEP_SECONDS = 2.0
+_COPY_SECONDS = 2.0
 
 
 def create(
@@ -73,6 +77,14 @@ def create(
     tenures = Tenures(folder, name, journal, clock)
     desired, routes = Desired(folder, name), Routes(folder)
     traffic = Traffic(name, proxy, clock)
+    volumes = LoopVolumes(
+        folder / "volumes",
+        lambda: runtime.settings.seal_key_of_node(name),
+        clock,
+        keep_days=settings.volume_days,
+        first_uid=settings.first_uid,
+    )
+    holdings = Holdings(folder / "volumes")
     site = Site(
         node=name,
         telemetry=runtime.telemetry,
@@ -89,12 +101,9 @@ def create(
         environment=Environment(name, lambda: runtime.settings.seal_key_of_node(name)),
         rollout_batch=settings.rollout_batch,
         starts=asyncio.Semaphore(settings.starts),
-        volumes=LoopVolumes(
-            folder / "volumes",
-            lambda: runtime.settings.seal_key_of_node(name),
-            clock,
-            keep_days=settings.volume_days,
-            first_uid=settings.first_uid,
+        volumes=volumes,
+        homes=Homes(
+            folder / "volumes", name, lambda: runtime.settings.seal_key_of_node(name), volumes, holdings
         ),
         neighbourhood=neighbourhood,
         sleep=Sleep(Shelf(folder / "naps", Nap), name, journal, clock),
@@ -103,9 +112,19 @@ def create(
     )
     jobs = Jobs(site, folder, bus.report)
     sessions = Sessions(site, lambda: bus.client, jobs.attach)
-    node = Node(site, jobs, sessions)
+    copies = Copies(
+        site,
+        folder / "volumes",
+        holdings,
+        lambda: bus.client,
+        report=bus.report,
+        mb_per_second=settings.copy_mb_per_second,
+    )
+    node = Node(site, jobs, sessions, copies)
     site.waker.on_request(node.rouse)
     traffic.on_crowded(node.crowded)
+    tell = Loop("copies told", copies.tell, every=_COPY_SECONDS)
+    copies.on_change(tell.nudge)
     share = Share(settings.cpu_millis, settings.memory_mb, settings.disk_mb)
     heart = Heart(site, settings.region, Machine(share, runtime.settings.state), node.healthy, bus.report)
     heartbeat = Loop("heartbeat", heart.beat, every=settings.heartbeat_seconds)
@@ -127,12 +146,15 @@ def create(
             SleepChanged,
             JobFinished,
         ),
-        reports=(NodeHeartbeat, NodeTraffic, JobOutput, NodePeer),
+        reports=(NodeHeartbeat, NodeTraffic, JobOutput, NodePeer, CopyState),
         without_bus=True,
         loops=[
             Loop("desired", lambda: node.follow_desired(bus.bucket("desired")), every=None),
             Loop("jobs", lambda: jobs.follow(bus.bucket("jobs")), every=None),
             Loop("sessions", sessions.serve, every=None),
+            Loop("copies", lambda: copies.follow(bus.bucket("copies")), every=None),
+            Loop("copies given", copies.giver.serve, every=None),
+            tell,
             Loop("routes", lambda: node.follow_routes(bus.bucket("routes")), every=None),
             Loop("engine", node.follow_engine, every=None),
             Loop("reconcile", node.reconcile, every=settings.reconcile_seconds),

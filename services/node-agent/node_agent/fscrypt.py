@@ -1,12 +1,11 @@
 """Encryption of a folder by the kernel itself (fscrypt, policy version 2): names and contents, AES-256.
 
-The key of each volume is derived from the node's own and lives in the kernel while the volume is mounted; on
-the disk there is only ciphertext. See linux/fscrypt.h for the structures.
+The key of each volume is derived from that of the node where it was made (`contracts.copies.volume_key`) and
+lives in the kernel while the volume is mounted; on the disk there is only ciphertext. See linux/fscrypt.h for
+the structures.
 """
 
 import fcntl
-import hashlib
-import hmac
 import os
 import struct
 from pathlib import Path
@@ -22,9 +21,10 @@ _PAD_32 = 3
 _VERSION = 2
 
 
-def protect(folder: Path, key: str, context: str) -> None:
-    """An empty folder becomes an encrypted one; one that is encrypted becomes readable."""
-    raw = hmac.new(key.encode(), f"volume/{context}".encode(), hashlib.sha512).digest()
+def protect(folder: Path, key: str) -> None:
+    """An empty folder becomes an encrypted one; one that is encrypted becomes readable. `key`: in
+    hexadecimal."""
+    raw = bytes.fromhex(key)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         identifier = _add_key(descriptor, raw)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from contracts.errors import BerthError, NotFound, ProviderFailed
 from contracts.ids import new_id
-from contracts.workload import NodeWorkload, Slot, WorkloadSpec
+from contracts.workload import NodeWorkload, Slot
 
 from node_agent.diff import Raise
 from node_agent.engine import ROUTED, Blueprint, Identity, Instance, Mount
@@ -78,14 +78,18 @@ class Launcher:
             limits=spec.limits,
             environment=self._site.environment.of(wanted, slot),
             runtime=spec.needs.runtime,
-            mounts=await self._mounts(spec),
+            mounts=await self._mounts(wanted),
         )
 
-    async def _mounts(self, spec: WorkloadSpec) -> tuple[Mount, ...]:
-        volumes = self._site.volumes
+    async def _mounts(self, wanted: NodeWorkload) -> tuple[Mount, ...]:
+        spec, volumes, homes = wanted.spec, self._site.volumes, self._site.homes
+        if not spec.volumes:
+            return ()
+        await homes.enter(wanted)
+        keys = homes.keys(wanted)
         return tuple(
             [
-                Mount(str(await volumes.attach(volume, spec.id, spec.uid)), volume.path)
+                Mount(str(await volumes.attach(volume, spec.id, spec.uid, keys.get(volume.id))), volume.path)
                 for volume in spec.volumes
             ]
         )

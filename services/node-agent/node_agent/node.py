@@ -12,6 +12,7 @@ from contracts.errors import BerthError, Unavailable
 from contracts.workload import NodeWorkload
 from runtime.bucket import Bucket
 
+from node_agent.copies import Copies
 from node_agent.engine import EngineEvent, Instance
 from node_agent.exec import Sessions
 from node_agent.jobs import Jobs
@@ -25,10 +26,11 @@ _MIB = 1024 * 1024
 
 
 class Node:
-    def __init__(self, site: Site, jobs: Jobs, sessions: Sessions) -> None:
+    def __init__(self, site: Site, jobs: Jobs, sessions: Sessions, copies: Copies) -> None:
         self._site = site
         self._jobs = jobs
         self._sessions = sessions
+        self._copies = copies
         self._keepers: dict[str, Keeper] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._strangers: set[str] = set()
@@ -40,6 +42,8 @@ class Node:
         if site.neighbourhood is not None:
             await asyncio.to_thread(site.neighbourhood.open)
         await site.waker.open()
+        await asyncio.to_thread(site.volumes.thaw)
+        await asyncio.to_thread(self._copies.open)
         await site.proxy.open()
         try:
             await site.engine.reassert()
@@ -70,6 +74,7 @@ class Node:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._site.waker.close()
         await self._sessions.close()
+        await self._copies.close()
         await self._jobs.close()
         await self._site.departures.close()
         await self._site.images.close()

@@ -388,6 +388,11 @@ class Keeper:
         there = volumes.of(self.workload)
         if not there:
             return
+        if self._site.homes.stale(record.desired):
+            if not self._instances:
+                await self._site.departures.ended(self.workload)
+                await self._site.homes.leave(record.desired)
+            return
         known = [record.desired.spec, *([record.live.spec] if record.live else [])]
         wanted = {volume.id for spec in known for volume in spec.volumes}
         if record.desired.spec.state == "deleted":

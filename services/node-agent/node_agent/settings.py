@@ -66,6 +66,9 @@ class NodeAgentSettings(BaseSettings):
     volume_days: float = Field(
         3, ge=0, le=365, description="Days for which a volume that its owner gave up is kept aside"
     )
+    copy_mb_per_second: float = Field(
+        40, gt=0, le=10_000, description="Most of volumes that is copied to, and from, this node in a second"
+    )
     starts: int = Field(6, ge=1, le=64, description="Instances started at the same time")
     rollout_batch: int = Field(
         4, ge=1, le=100, description="Instances of an app that a release replaces at a time, at least"

@@ -11,6 +11,7 @@ from node_agent.desired import Desired
 from node_agent.endpoints import EndpointBoard
 from node_agent.engine import ContainerEngine
 from node_agent.environment import Environment
+from node_agent.homes import Homes
 from node_agent.images import Images
 from node_agent.ingress import Proxy
 from node_agent.journal import Journal
@@ -43,6 +44,7 @@ class Site:
     # So many instances are started at once: more would only stand in each other's way in the engine.
     starts: asyncio.Semaphore
     volumes: Volumes
+    homes: Homes
     sleep: Sleep
     traffic: Traffic
     waker: Waker

@@ -11,18 +11,21 @@ import shutil
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 import structlog
+from contracts.copies import volume_key
 from contracts.errors import ProviderFailed
 from contracts.workload import Volume
 from runtime.clock import Clock
 
 from node_agent.commands import run
 from node_agent.fscrypt import protect
+from node_agent.thaw import thaw
 
 log = structlog.get_logger("node-agent.volumes")
 
@@ -46,8 +49,9 @@ class VolumeUsage:
 
 
 class Volumes(Protocol):
-    async def attach(self, volume: Volume, workload: str, uid: int) -> Path:
-        """Makes it if it is not there, grows it if it is too small; the folder to bind."""
+    async def attach(self, volume: Volume, workload: str, uid: int, key: str | None = None) -> Path:
+        """Makes it if it is not there, grows it if it is too small; the folder to bind. `key`: of an
+        encrypted one that was made on another node."""
         ...
 
     async def detach(self, volume: str) -> None: ...
@@ -58,6 +62,18 @@ class Volumes(Protocol):
 
     def of(self, workload: str) -> set[str]:
         """Those that are here."""
+        ...
+
+    def files(self, workload: str) -> dict[str, Path]: ...
+
+    def mounted_at(self, volume: str) -> Path | None: ...
+
+    def held(self, volume: str) -> AbstractAsyncContextManager[object]:
+        """Nobody attaches it, lets go of it or gives it up meanwhile."""
+        ...
+
+    def thaw(self) -> None:
+        """Whatever stands still because somebody was killed goes on."""
         ...
 
     async def usage(self) -> tuple[VolumeUsage, ...]: ...
@@ -82,11 +98,11 @@ class LoopVolumes:
         self._keep = timedelta(days=keep_days)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def attach(self, volume: Volume, workload: str, uid: int) -> Path:
+    async def attach(self, volume: Volume, workload: str, uid: int, key: str | None = None) -> Path:
         async with self._locks[volume.id]:
-            return await asyncio.to_thread(self._attach, volume, workload, self._first_uid + uid)
+            return await asyncio.to_thread(self._attach, volume, workload, self._first_uid + uid, key)
 
-    def _attach(self, volume: Volume, workload: str, uid: int) -> Path:
+    def _attach(self, volume: Volume, workload: str, uid: int, key: str | None) -> Path:
         file, point = self._files / workload / f"{volume.id}.ext4", self._mounts / volume.id
         if not file.exists():
             self._make(volume, file)
@@ -103,11 +119,11 @@ class LoopVolumes:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(mode=0o750)
             if volume.encrypted:
-                protect(draft, self._key(), volume.id)
+                protect(draft, key or volume_key(self._key(), volume.id))
             os.chown(draft, uid, uid)
             draft.rename(data)
         elif volume.encrypted:
-            protect(data, self._key(), volume.id)
+            protect(data, key or volume_key(self._key(), volume.id))
         if data.stat().st_uid != uid:
             raise ProviderFailed(f"the volume {volume.name} belongs to another organization")
         return data
@@ -177,6 +193,22 @@ class LoopVolumes:
 
     def of(self, workload: str) -> set[str]:
         return {file.stem for file in (self._files / workload).glob("*.ext4")}
+
+    def files(self, workload: str) -> dict[str, Path]:
+        return {file.stem: file for file in (self._files / workload).glob("*.ext4")}
+
+    def mounted_at(self, volume: str) -> Path | None:
+        point = self._mounts / volume
+        return point if _mounted(point) else None
+
+    def held(self, volume: str) -> AbstractAsyncContextManager[object]:
+        return self._locks[volume]
+
+    def thaw(self) -> None:
+        with suppress(FileNotFoundError):
+            for point in self._mounts.iterdir():
+                if _mounted(point):
+                    thaw(str(point))
 
     async def usage(self) -> tuple[VolumeUsage, ...]:
         return await asyncio.to_thread(lambda: tuple(self._usage()))

@@ -1,0 +1,277 @@
+"""The giving end of a copy: answers the one node that was ordered to take it, and nobody else.
+
+Invariant (I5): a question is answered only while there is an order to give this workload to the very node
+that asks (the server vouches for who asks), and with the order's secret. What is given after `settle` is of
+one moment: files that go on being written are read while they stand still, and the blocks the taker lacks are
+put aside for it. Wired by `copies`.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import shutil
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+from contracts.copies import (
+    DIGEST,
+    PAGE,
+    Ask,
+    CopyOrder,
+    Offer,
+    OfferedVolume,
+    Settled,
+    blocks_subject,
+    digest_of,
+)
+from contracts.errors import BerthError, NotFound, ProviderFailed
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from pydantic import ValidationError
+
+from node_agent.blocks import Image, digest
+from node_agent.freezing import frozen
+from node_agent.site import Site
+from node_agent.throttle import Throttle
+
+log = structlog.get_logger("node-agent.giving")
+
+ERROR = "Berth-Error"
+# Questions answered at the same time; each holds a block in memory.
+_AT_ONCE = 8
+# Of those that wait, more are not heard: their takers ask again.
+_WAITING = 64
+
+
+class Session:
+    """One copy as it is given: what the taker has, and what it shall have."""
+
+    def __init__(self, site: Site, order: CopyOrder, folder: Path) -> None:
+        self._site = site
+        self.order = order
+        self._stage = folder / order.id
+        self._files = site.volumes.files(order.workload)
+        self._offered = {v: OfferedVolume(id=v, size=f.stat().st_size) for v, f in self._files.items()}
+        # Of each block, what the taker was given last, or had already.
+        self._known = {v: bytearray(DIGEST * one.blocks) for v, one in self._offered.items()}
+        self._digests: dict[str, bytes] = {}
+        self._settled: Settled | None = None
+        self._settling: asyncio.Task[None] | None = None
+
+    def offer(self) -> Offer:
+        return Offer(volumes=tuple(self._offered.values()))
+
+    def digests(self, volume: str, first: int) -> bytes:
+        """A page of them: of the moment that was settled, else of now."""
+        if self._settled is not None:
+            return self._digests[volume][first * DIGEST : (first + PAGE) * DIGEST]
+        with Image(self._files[volume]) as image:
+            page = image.digests(first, first + PAGE)
+        self._known[volume][first * DIGEST : first * DIGEST + len(page)] = page
+        return page
+
+    def block(self, volume: str, index: int) -> bytes:
+        staged = self._settled is not None and self.order.mode == "frozen"
+        with Image(self._stage / volume if staged else self._files[volume]) as image:
+            block = image.read(index)
+        if self._settled is None:
+            self._known[volume][index * DIGEST : (index + 1) * DIGEST] = digest(block)
+        return block
+
+    async def settle(self) -> Settled:
+        """The first question begins it, and the ones that follow see how far it is."""
+        if self._settled is None and (self._settling is None or self._settling.done()):
+            if self._settling is not None:
+                failed, self._settling = self._settling, None
+                failed.result()
+            self._settling = asyncio.create_task(self._settle(), name=f"copy settling {self.order.id}")
+        if self._settling is not None:
+            await asyncio.wait({self._settling}, timeout=2)
+            if self._settling.done():
+                settling, self._settling = self._settling, None
+                settling.result()
+        return self._settled or Settled(waiting="the volumes are read")
+
+    async def _settle(self) -> None:
+        site, workload = self._site, self.order.workload
+        if self.order.mode == "final" and (why := await self._at_work()) is not None:
+            raise ProviderFailed(why)
+        async with AsyncExitStack() as held:
+            # Nobody makes, mounts or takes away one of them meanwhile.
+            for volume in sorted(self._files):
+                await held.enter_async_context(site.volumes.held(volume))
+            now = site.clock.now()
+            mounts = [m for v in sorted(self._files) if (m := site.volumes.mounted_at(v)) is not None]
+            if self.order.mode == "final" and mounts:
+                raise ProviderFailed("its volumes are still mounted")
+            began = site.clock.monotonic()
+            await asyncio.to_thread(self._read, mounts)
+            seconds = site.clock.monotonic() - began
+        self._settled = Settled(
+            taken_at=now, digest=digest_of(self._digests), frozen_ms=round(seconds * 1000) if mounts else 0
+        )
+        log.info(
+            "copy settled",
+            workload=workload,
+            copy=self.order.id,
+            mode=self.order.mode,
+            milliseconds=round(seconds * 1000),
+        )
+
+    async def _at_work(self) -> str | None:
+        """Why this cannot be the last word yet."""
+        site, workload = self._site, self.order.workload
+        if workload in site.desired and (wanted := site.desired[workload].wanted) and wanted.slots:
+            return "its instances have not been told to end"
+        if await site.engine.instances(workload):
+            return "its instances are ending"
+        return None
+
+    def _read(self, mounts: list[Path]) -> None:
+        """Everything as it is in one moment; what the taker lacks is put aside where writing goes on."""
+        shutil.rmtree(self._stage, ignore_errors=True)
+        found: dict[str, bytes] = {}
+        with frozen(mounts):
+            for volume in sorted(self._files):
+                found[volume] = self._read_one(volume)
+        self._digests = found
+
+    def _read_one(self, volume: str) -> bytes:
+        known = self._known[volume]
+        if self.order.mode == "final":
+            with Image(self._files[volume]) as image:
+                return image.digests()
+        self._stage.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (
+            Image(self._files[volume]) as image,
+            Image(self._stage / volume, write=True, size=image.size) as stage,
+        ):
+            if image.size != self._offered[volume].size:
+                raise ProviderFailed("a volume has grown; the copy begins again")
+            whole = image.of_zeros(0, image.blocks)
+            for index in image.filled():
+                block = image.read(index)
+                place = slice(index * DIGEST, (index + 1) * DIGEST)
+                whole[place] = digest(block)
+                if known[place] != whole[place]:
+                    stage.write(index, block)
+            return bytes(whole)
+
+    async def close(self) -> None:
+        if self._settling is not None:
+            # What runs in a thread cannot be cut off, and holds the volumes until it is done.
+            await asyncio.gather(self._settling, return_exceptions=True)
+        await asyncio.to_thread(shutil.rmtree, self._stage, True)
+
+
+class Giver:
+    def __init__(self, site: Site, folder: Path, client: Callable[[], Client], throttle: Throttle) -> None:
+        self._site = site
+        self._folder = folder / "given"
+        self._client = client
+        self._throttle = throttle
+        self._orders: dict[str, CopyOrder] = {}
+        self._sessions: dict[str, Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+
+    def open(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def order(self, workload: str, order: CopyOrder | None) -> None:
+        """The one that holds for a workload from now on."""
+        if order == self._orders.get(workload):
+            return
+        if order is None:
+            self._orders.pop(workload, None)
+        else:
+            self._orders[workload] = order
+        session = self._sessions.pop(workload, None)
+        if session is not None:
+            await session.close()
+
+    async def serve(self) -> None:
+        """Never ends but by the error of the connection."""
+        client = self._client()
+        subscription = await client.subscribe(blocks_subject(self._site.node, "*"), cb=self._asked)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with contextlib.suppress(Exception):
+                await subscription.unsubscribe()
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for workload in list(self._sessions):
+            await self._sessions.pop(workload).close()
+
+    async def _asked(self, message: Msg) -> None:
+        if len(self._tasks) >= _WAITING:
+            return
+        task = asyncio.create_task(self._answer(message), name=f"copy answer {message.subject}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, message: Msg) -> None:
+        try:
+            async with self._gate:
+                answer = await self._given(message.subject, message.data)
+            await self._throttle.take(len(answer))
+            await message.respond(answer)
+        except (BerthError, OSError, KeyError, ValidationError) as error:
+            await self._refuse(message, error)
+        except NatsError as error:
+            # The taker asks again.
+            log.debug("an answer was not sent", error=str(error))
+
+    async def _refuse(self, message: Msg, error: Exception) -> None:
+        words = (
+            error.message if isinstance(error, BerthError) else f"it cannot be read: {type(error).__name__}"
+        )
+        log.info("a question for a copy is refused", subject=message.subject, why=words, error=str(error))
+        try:
+            await self._client().publish(message.reply, b"", headers={ERROR: words.replace("\n", " ")})
+        except NatsError as lost:
+            log.debug("a refusal was not sent", error=str(lost))
+
+    async def _given(self, subject: str, data: bytes) -> bytes:
+        ask = Ask.model_validate_json(data)
+        order = self._ordered(subject.rpartition(".")[2], ask)
+        session = self._sessions.get(order.workload)
+        if ask.what == "open" or session is None:
+            if ask.what not in ("open", "close"):
+                raise NotFound("the copy is not begun here")
+            if session is not None:
+                await session.close()
+            session = await asyncio.to_thread(Session, self._site, order, self._folder)
+            self._sessions[order.workload] = session
+        return await self._of(session, ask)
+
+    async def _of(self, session: Session, ask: Ask) -> bytes:
+        match ask.what:
+            case "open":
+                return session.offer().model_dump_json().encode()
+            case "settle":
+                return (await session.settle()).model_dump_json().encode()
+            case "close":
+                self._sessions.pop(session.order.workload, None)
+                await session.close()
+                return b"{}"
+            case "digests":
+                return await asyncio.to_thread(session.digests, str(ask.volume), ask.index)
+            case "block":
+                return await asyncio.to_thread(session.block, str(ask.volume), ask.index)
+
+    def _ordered(self, taker: str, ask: Ask) -> CopyOrder:
+        for order in self._orders.values():
+            if order.id == ask.id and order.peer == taker and order.secret:
+                if hmac.compare_digest(order.secret.encode(), ask.secret.encode()):
+                    return order
+                break
+        raise NotFound("no such copy is to be given to you")
