@@ -1,4 +1,5 @@
-"""Nodes with real volumes on a real NATS, each with its own rights; the test orders what the scheduler would."""
+"""Nodes with real volumes on a real NATS, each with its own rights; the test orders what the scheduler
+would."""
 
 import asyncio
 import secrets
@@ -133,16 +134,20 @@ class Fleet:
 
     async def exists(self, path: Path, seconds: float = 10) -> Path:
         async def look() -> bool:
-            return path.exists()
+            return await asyncio.to_thread(path.exists)
 
         await eventually(look, seconds=seconds, what=str(path))
         return path
 
     async def gone(self, path: Path, seconds: float = 10) -> None:
         async def look() -> bool:
-            return not path.exists()
+            return not await asyncio.to_thread(path.exists)
 
         await eventually(look, seconds=seconds, what=f"the end of {path}")
+
+
+def mounts_below(folder: Path) -> list[Path]:
+    return list(folder.glob("*/nodes/*/volumes/mounts/*"))
 
 
 @pytest.fixture
@@ -161,5 +166,5 @@ async def fleet(harness: Harness, tmp_path: Path) -> AsyncIterator[Fleet]:
         await harness.stop(name)
     for engine in made.engines.values():
         await engine.end()
-    for mount in tmp_path.glob("*/nodes/*/volumes/mounts/*"):
+    for mount in mounts_below(tmp_path):
         await asyncio.to_thread(run, "umount", str(mount), good=range(256))

@@ -79,6 +79,18 @@ class Administration:
                     node=node,
                     workloads=len(placed),
                 )
+            held = await tx.scalars(
+                select(WorkloadRow.id).where(
+                    WorkloadRow.bound == node, WorkloadRow.in_force["state"].astext != "deleted"
+                )
+            )
+            if held and not order.force:
+                raise Conflict(
+                    f"{node} still has the volumes of {len(held)} workloads; drain it first, or remove it by "
+                    "force: what has a copy elsewhere goes on from there, and the rest is lost",
+                    node=node,
+                    workloads=len(held),
+                )
             if key is None and row is not None and row.status == "online":
                 raise Conflict(
                     f"{node} did not join with a token, so it cannot be cut off: stop its agent, take it out "

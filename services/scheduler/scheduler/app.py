@@ -1,6 +1,7 @@
 """Wires the scheduler: what it handles, answers, hears and repeats."""
 
 import functools
+from collections.abc import Sequence
 
 from contracts.events import (
     AlertRaised,
@@ -16,10 +17,12 @@ from contracts.events import (
     JobRequested,
     PlacementBlocked,
     PlacementDecided,
+    VolumesMoved,
 )
 from contracts.permits import PullPermitFor
 from contracts.queries import (
     AllNodes,
+    CopiesOf,
     JoinTokenMade,
     JoinTokenRevoked,
     JoinTokens,
@@ -31,16 +34,19 @@ from contracts.queries import (
     RegionsWithRoom,
     UsageOf,
 )
-from contracts.reports import NodeHeartbeat, NodePeer, NodeTraffic
+from contracts.reports import CopyState, NodeHeartbeat, NodePeer, NodeTraffic
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service, many
+from runtime.store import Tx
 
-from scheduler import permits, queries, traffic, usage
+from scheduler import copying, permits, queries, traffic, usage
 from scheduler.administration import Administration
+from scheduler.copies import Copies
 from scheduler.departures import Departures
 from scheduler.door import Door
 from scheduler.jobs import Jobs
 from scheduler.joining import Joining
+from scheduler.moves import Moves
 from scheduler.nodes import LOOK_SECONDS, SAMPLE_SECONDS, Nodes
 from scheduler.peers import SURVEY_SECONDS, Peers
 from scheduler.place import Placing
@@ -61,6 +67,16 @@ def create(runtime: Runtime) -> Service:
     workloads = Workloads(runtime, place.nudge)
     departures, relief = Departures(place.nudge), Relief(runtime, project.nudge)
     nodes = Nodes(runtime, departures, relief, settings.offline_seconds, place.nudge)
+    moves = Moves(runtime, place.nudge, project.nudge)
+    copies = Copies(runtime, moves)
+    copy = Loop("copies", copies.work, every=2.0)
+    copies.on_change(copy.nudge)
+    moves.on_change(copy.nudge)
+
+    async def started(events: Sequence[InstanceStarted], tx: Tx) -> None:
+        await relief.started(events, tx)
+        await moves.started(events, tx)
+
     door, joining, peers = Door(runtime), Joining(runtime), Peers(runtime)
     administration = Administration(runtime, door, peers, place.nudge)
     return Service(
@@ -68,18 +84,27 @@ def create(runtime: Runtime) -> Service:
         handles={
             AppChanged: many(workloads.changed),
             AppDeleted: many(workloads.changed),
-            InstanceStarted: many(relief.started),
+            InstanceStarted: many(started),
             InstanceStopped: many(departures.stopped),
             JobRequested: jobs.requested,
             JobCancelled: jobs.cancelled,
             JobFinished: jobs.finished,
         },
-        publishes=(PlacementDecided, PlacementBlocked, JobBlocked, JobPlaced, JobEnded, AlertRaised),
+        publishes=(
+            PlacementDecided,
+            PlacementBlocked,
+            VolumesMoved,
+            JobBlocked,
+            JobPlaced,
+            JobEnded,
+            AlertRaised,
+        ),
         answers={
             RegionsWithRoom: functools.partial(queries.regions, runtime, settings),
             AllNodes: functools.partial(queries.all_nodes, runtime),
             PlacesOf: functools.partial(queries.places, runtime),
             NodeOf: functools.partial(queries.node_detail, runtime),
+            CopiesOf: functools.partial(copying.of_workload, runtime),
             UsageOf: functools.partial(usage.answer, runtime),
             NodeChanged: administration.change,
             NodeRemoved: administration.remove,
@@ -93,10 +118,12 @@ def create(runtime: Runtime) -> Service:
             NodeHeartbeat: nodes.heard,
             NodePeer: peers.heard,
             NodeTraffic: functools.partial(traffic.heard, runtime),
+            CopyState: moves.heard,
         },
         loops=[
             place,
             project,
+            copy,
             Loop("look", nodes.look, every=min(LOOK_SECONDS, settings.offline_seconds / 6)),
             Loop("heal", workloads.heal, every=60.0),
             work,

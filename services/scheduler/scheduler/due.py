@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 BATCH = 1000
 
 _DUE = """
-select id from workload where due_at <= now() and (%(only)s::text is null or id = %(only)s)
+select id from workload where due_at <= now() and not moving and (%(only)s::text is null or id = %(only)s)
 order by due_at limit %(limit)s for no key update skip locked
 """
 
@@ -19,7 +19,7 @@ select w.id from workload w join (
     select n.region, sum(n.returned) as returned from node n
     where n.region in (select region from workload where blocked is not null) group by n.region
 ) r on r.region = w.region
-where w.blocked is not null and w.due_at is null and w.blocked_returned <> r.returned
+where w.blocked is not null and w.due_at is null and not w.moving and w.blocked_returned <> r.returned
     and (%(only)s::text is null or w.id = %(only)s)
 limit %(limit)s for no key update of w skip locked
 """

@@ -112,7 +112,7 @@ _SETTLE = """
 update workload w set
     revision = t.revision, in_force = case when t.held then w.in_force else w.spec end, due_at = null,
     failures = 0, blocked = t.blocked, blocked_returned = t.returned, told_generation = w.generation,
-    bound = t.bound
+    bound = t.bound, claim = case when t.bound is not null then w.claim end
 from unnest(%s::text[], %s::bigint[], %s::boolean[], %s::jsonb[], %s::bigint[], %s::text[])
     as t(id, revision, held, blocked, returned, bound)
 where w.id = t.id

@@ -6,10 +6,12 @@ and for ever after, so it may even be lost. Runs as loops of `app`.
 """
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contracts import variables
+from contracts.copies import CopyClaim, keys_for_node, volume_key
 from contracts.errors import Conflict, InvalidInput, Unavailable
 from contracts.model import Model
 from contracts.workload import NodeWorkload, Slot, WorkloadSpec
@@ -29,7 +31,8 @@ select told.node, told.workload, told.revision, w.in_force::text,
     array(select process from placement p where p.workload = told.workload and p.node = told.node
         and p.leaving is null order by process, index),
     array(select index from placement p where p.workload = told.workload and p.node = told.node
-        and p.leaving is null order by process, index)
+        and p.leaving is null order by process, index),
+    w.home, w.proven, w.claim, w.origins
 from projection told join workload w on w.id = told.workload
 where told.written < told.revision and (told.node, told.workload) > (%s, %s)
 order by told.node, told.workload limit %s
@@ -123,7 +126,7 @@ class Projection:
             raise failed
 
     async def _write(self, row: Sequence[Any]) -> None:
-        node, workload, revision, spec, processes, indexes = row
+        node, workload, revision, spec, processes, indexes, home, proven, claim, origins = row
         known = WorkloadSpec.model_validate_json(spec)
         value = NodeWorkload(
             node=node,
@@ -131,6 +134,10 @@ class Projection:
             spec=known.model_copy(update={"variables": None}),
             variables=self.variables(node, known),
             slots=tuple(Slot(process=p, index=i) for p, i in zip(processes, indexes, strict=True)),
+            home=home,
+            proven=proven,
+            claim=None if claim is None else CopyClaim.model_validate(claim),
+            volume_keys=self._volume_keys(node, known, origins),
         )
         content, key = value.model_dump_json().encode(), key_of(node, workload)
         for _ in range(TRIES):
@@ -156,6 +163,17 @@ class Projection:
             self._runtime.log.error("variables cannot be unsealed", workload=spec.id, error=error.message)
             return None
         return self._seals(f"node/{node}").close(text, variables.for_node(spec.id, node))
+
+    def _volume_keys(self, node: str, spec: WorkloadSpec, origins: Mapping[str, str]) -> str | None:
+        """Of its encrypted volumes that were made on other nodes, sealed for this one."""
+        keys = {
+            volume.id: volume_key(self._runtime.settings.seal_key_of(f"node/{origin}"), volume.id)
+            for volume in spec.volumes
+            if volume.encrypted and (origin := origins.get(volume.id, node)) != node
+        }
+        if not keys:
+            return None
+        return self._seals(f"node/{node}").close(json.dumps(keys), keys_for_node(spec.id, node))
 
     def _seals(self, purpose: str) -> Seal:
         if purpose not in self._sealing:

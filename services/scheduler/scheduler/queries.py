@@ -25,6 +25,7 @@ from contracts.reports import NodeCapacity, NodeUsage
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, scoped
 
+from scheduler import copying
 from scheduler.settings import SchedulerSettings
 
 _RESOURCES = ("cpu_millis", "memory_mb", "disk_mb")
@@ -96,6 +97,7 @@ async def node_detail(runtime: Runtime, query: NodeOf) -> NodeDetail:
     history = await runtime.store.read(_HISTORY, (stretch, query.node, since))
     return NodeDetail(
         node=node,
+        copying=await copying.of_node(runtime, query.node),
         placements=tuple(
             NodePlacement(
                 workload=workload,

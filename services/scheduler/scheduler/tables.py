@@ -205,9 +205,22 @@ class WorkloadRow(Base):
     bound: Mapped[str | None] = mapped_column(Text)
     # The newest generation the others have been told the outcome of.
     told_generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # How often its volumes have gone to another node; the last of these that is known to run; and the copy
+    # that is its data there.
+    home: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    proven: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    claim: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    homed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    # Volume -> the node where it was made, of those that have gone elsewhere: its key is made of that one's.
+    origins: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
+    # Its instances have been told to end, and the last of its data is on its way: it is not placed meanwhile.
+    moving: Mapped[bool] = mapped_column(server_default=text("false"))
+    # No copy is begun before, because one has failed.
+    copy_after: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     __table_args__ = (
         Index("workload_due_at", "due_at", postgresql_where=text("due_at is not null")),
         Index("workload_blocked", "region", postgresql_where=text("blocked is not null")),
+        Index("workload_bound", "bound", postgresql_where=text("bound is not null")),
     )
 
 
@@ -240,6 +253,54 @@ class PlacementRow(Base):
         ),
         Index("placement_node", "node", postgresql_where=text("leaving is null")),
         Index("placement_leaving", "node", postgresql_where=text("leaving is not null")),
+    )
+
+
+class CopyRow(Base):
+    """A copy of a workload's volumes on another node, or the room for one that has yet to come."""
+
+    __tablename__ = "copy"
+    workload: Mapped[str] = mapped_column(Text, ForeignKey("workload.id"), primary_key=True)
+    node: Mapped[str] = mapped_column(Text, ForeignKey("node.name", ondelete="cascade"), primary_key=True)
+    # Of the newest complete one; and the moment whose data it has.
+    id: Mapped[str | None] = mapped_column(Text)
+    taken_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    digest: Mapped[str | None] = mapped_column(Text)
+    volumes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    # Reserved for it there.
+    disk_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # Nobody wants it any more; the row goes when the node says that it is gone.
+    dropping: Mapped[bool] = mapped_column(server_default=text("false"))
+    __table_args__ = (Index("copy_node", "node"),)
+
+
+class TransferRow(Base):
+    """A copy on its way: one of a workload at a time."""
+
+    __tablename__ = "transfer"
+    workload: Mapped[str] = mapped_column(Text, ForeignKey("workload.id"), primary_key=True)
+    id: Mapped[str] = mapped_column(Text)
+    # Told to both ends and to nobody else; good for this copy.
+    secret: Mapped[str] = mapped_column(Text)
+    source: Mapped[str] = mapped_column(Text)
+    target: Mapped[str] = mapped_column(Text, ForeignKey("node.name", ondelete="cascade"))
+    why: Mapped[str] = mapped_column(Text)
+    mode: Mapped[str] = mapped_column(Text)
+    since: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    # What the target says, and when it last said something new.
+    moved_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    done_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    total_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    sent_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    words: Mapped[str | None] = mapped_column(Text)
+    # Of a move: reserved on the target for the instances that are to run there.
+    cpu_millis: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    memory_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    disk_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    __table_args__ = (
+        CheckConstraint("why in ('copy', 'move')", name="why"),
+        CheckConstraint("mode in ('frozen', 'final')", name="mode"),
+        Index("transfer_target", "target"),
     )
 
 

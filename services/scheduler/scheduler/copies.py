@@ -1,0 +1,259 @@
+"""The data of workloads: copied where their plan says so, moved off nodes that are emptied, gone on with from
+the newest copy where a node is lost.
+
+Invariant: what is ordered stands in the tables, and the bucket `copies` is made from them. What is to be done
+is found by looking, so no message can be missed. Runs as a loop of `app`; what follows from what nodes say is
+in `moves`.
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from contracts.errors import Conflict
+from contracts.ids import new_id
+from psycopg import AsyncConnection
+from runtime.runtime import Runtime
+from runtime.store import PLATFORM, Tx
+
+from scheduler import homing, rehome
+from scheduler.facts import Facts, facts_of, wait
+from scheduler.fleet import NOTHING, Fleet, Room
+from scheduler.homing import AT_ONCE
+from scheduler.moves import PAUSE, Moves
+from scheduler.orders import Orders
+from scheduler.roster import Roster
+
+BATCH = 100
+# A move whose instances have ended goes back when nothing has come over for so long.
+PATIENCE = timedelta(minutes=3)
+
+_LOST = """
+select w.id from workload w left join node n on n.name = w.bound
+where w.bound is not null and (n.name is null or n.status = 'offline')
+    and w.in_force ->> 'state' = 'running' and w.in_force ->> 'image' is not null
+    and exists (
+        select from copy c join node t on t.name = c.node
+        where c.workload = w.id and c.taken_at is not null and not c.dropping and t.status = 'online'
+            and c.node <> w.bound
+    )
+order by w.id limit %s
+"""
+
+_DRAINED = """
+select w.id from workload w join node n on n.name = w.bound
+where n.draining and n.status = 'online' and not w.moving and w.in_force ->> 'state' <> 'deleted'
+    and (w.copy_after is null or w.copy_after <= %s)
+    and not exists (select from transfer t where t.workload = w.id)
+order by w.id limit %s
+"""
+
+_UNCOPIED = """
+select w.id from workload w join node n on n.name = w.bound and n.status = 'online'
+where w.in_force ->> 'copy_minutes' is not null and w.in_force ->> 'state' <> 'deleted'
+    and not w.moving and not n.draining and (w.copy_after is null or w.copy_after <= %(now)s)
+    and not exists (select from transfer t where t.workload = w.id)
+    and not exists (
+        select from copy c join node h on h.name = c.node
+        where c.workload = w.id and not c.dropping and not h.draining and h.status = 'online'
+            and c.taken_at > %(now)s - (w.in_force ->> 'copy_minutes')::int * interval '1 minute'
+    )
+order by w.copy_after nulls first, w.id limit %(limit)s
+"""
+
+_UNDER_WAY = """
+select t.workload from transfer t
+left join node s on s.name = t.source left join node n on n.name = t.target
+left join workload w on w.id = t.workload
+where coalesce(s.status, '') <> 'online' or n.status <> 'online' or n.draining or w.bound <> t.source
+    or (t.why = 'move' and t.mode = 'frozen' and not s.draining)
+    or (t.mode = 'final' and t.moved_at < %s)
+    or w.in_force ->> 'state' = 'deleted' or (t.why = 'copy' and w.in_force ->> 'copy_minutes' is null)
+"""
+
+# Held where there is nothing to be held for; more of them than are wanted; one lost of those a plan had.
+_SURPLUS = """
+select w.id from workload w where w.id in (select workload from copy where not dropping) and (
+    w.in_force ->> 'copy_minutes' is null or w.in_force ->> 'state' = 'deleted' or w.bound is null
+    or (select count(*) from copy c where c.workload = w.id and not c.dropping) > 1
+) order by w.id limit %s
+"""
+
+_BEGIN = """
+insert into transfer (
+    workload, id, secret, source, target, why, mode, since, moved_at, cpu_millis, memory_mb, disk_mb
+) values (
+    %(workload)s, %(id)s, %(secret)s, %(source)s, %(target)s, %(why)s, 'frozen', %(now)s, %(now)s,
+    %(cpu)s, %(memory)s, %(disk)s
+)
+"""
+
+_HOLD = """
+insert into copy (workload, node, disk_mb) values (%(workload)s, %(node)s, %(disk)s)
+on conflict (workload, node) do update set disk_mb = excluded.disk_mb, dropping = false,
+    id = case when copy.dropping then null else copy.id end,
+    taken_at = case when copy.dropping then null else copy.taken_at end
+"""
+
+_UNPROVEN = """
+select w.id from workload w join node_usage u on u.node = w.bound
+where w.home > w.proven and not w.moving and u.instances ? w.id and w.homed_at < u.at
+order by w.id limit %s
+"""
+
+
+class Copies:
+    def __init__(self, runtime: Runtime, moves: Moves) -> None:
+        self._runtime = runtime
+        self._moves = moves
+        self._orders = Orders(runtime)
+        # Only read: what is taken is taken from rows under lock.
+        self._roster = Roster(pack=False)
+        self._nudge: Callable[[], None] = lambda: None
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        self._nudge = call
+
+    async def work(self) -> None:
+        now = self._runtime.clock.now()
+        await self._each(_LOST, (BATCH,), self._go_on)
+        await self._each(_UNDER_WAY, (now - PATIENCE,), self._moves.judge)
+        await self._each(_DRAINED, (now, BATCH), self._begin_move)
+        await self._each(_UNCOPIED, {"now": now, "limit": BATCH}, self._begin_copy)
+        await self._each(_SURPLUS, (BATCH,), self._drop)
+        await self._each(_UNPROVEN, (BATCH,), self._moves.prove)
+        if self._runtime.bus.connected:
+            await self._orders.write()
+
+    async def _each(
+        self,
+        statement: str,
+        parameters: Any,
+        work: Callable[[Tx, AsyncConnection[Any], Facts], Any],
+    ) -> None:
+        for (workload,) in await self._runtime.store.read(statement, parameters):
+            try:
+                async with self._runtime.store.transaction(PLATFORM) as tx:
+                    connection = await tx.connection()
+                    facts = await facts_of(connection, workload)
+                    if facts is not None:
+                        await work(tx, connection, facts)
+            except Conflict as error:
+                # The room was taken by somebody else meanwhile: the next look finds what there is.
+                self._runtime.log.info("data stays where it is", workload=workload, why=error.message)
+
+    async def _fleet(self, connection: AsyncConnection[Any]) -> Fleet:
+        return await self._roster.refresh(connection)
+
+    # --- a node is lost ------------------------------------------------------------------------------
+
+    async def _go_on(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        fleet = await self._fleet(connection)
+        source = str(facts.bound)
+        there = fleet.node(source)
+        if facts.bound is None or (there is not None and there.online):
+            return
+        nodes = {c.node: node for c in facts.copies if (node := fleet.node(c.node)) is not None}
+        copy, why = homing.failover_choice(
+            nodes, facts.demand, facts.spec, facts.copies, {name: facts.given(name) for name in nodes}
+        )
+        if copy is None:
+            self._runtime.log.info("no copy to go on from", workload=facts.id, reasons=dict(why))
+            return
+        await self._moves.move(tx, connection, facts, copy.node, lost_until=self._runtime.clock.now())
+
+    # --- a node is emptied ---------------------------------------------------------------------------
+
+    async def _begin_move(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        if facts.transfer is not None or facts.bound is None:
+            return
+        busy = await _busy(connection)
+        if busy[facts.bound] >= AT_ONCE:
+            return
+        fleet, disk = await self._fleet(connection), homing.disk_of(facts.spec)
+        held = [c.node for c in facts.copies if c.complete]
+        full = [node for node, count in busy.items() if count >= AT_ONCE]
+        choice = homing.move_target(fleet, facts.demand, facts.bound, held, disk, busy=full)
+        if choice.node is None:
+            self._runtime.log.info(
+                "data stays on a node that is emptied", workload=facts.id, reasons=dict(choice.reasons)
+            )
+            await wait(connection, facts.id, self._runtime.clock.now() + PAUSE)
+            return
+        room = homing.whole_room(facts.demand, disk)
+        await rehome.lock_nodes(connection, choice.node)
+        await rehome.take(connection, choice.node, room)
+        await self._begin(tx, connection, facts, choice.node, why="move", room=room)
+
+    # --- a plan with copies --------------------------------------------------------------------------
+
+    async def _begin_copy(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        now = self._runtime.clock.now()
+        if facts.transfer is not None or facts.bound is None:
+            return
+        busy = await _busy(connection)
+        if busy[facts.bound] >= AT_ONCE:
+            return
+        fleet, disk = await self._fleet(connection), homing.disk_of(facts.spec)
+        away = [
+            c.node for c in facts.copies if (n := fleet.node(c.node)) is None or not n.online or n.draining
+        ]
+        if not homing.copy_due(now, facts.spec.copy_minutes, facts.copies, away):
+            return
+        held = [c.node for c in facts.copies if not c.dropping]
+        choice = homing.copy_target(fleet, facts.demand, facts.bound, held, disk)
+        if choice.node is None:
+            self._runtime.log.info("nowhere to copy to", workload=facts.id, reasons=dict(choice.reasons))
+            await wait(connection, facts.id, now + PAUSE)
+            return
+        if busy[choice.node] >= AT_ONCE:
+            return
+        has = facts.held.get(choice.node)
+        before = 0 if has is None else has["disk_mb"]
+        await rehome.lock_nodes(connection, choice.node)
+        await rehome.take(connection, choice.node, Room(0, 0, disk), Room(0, 0, before))
+        hold = {"workload": facts.id, "node": choice.node, "disk": disk}
+        await connection.execute(_HOLD, hold, prepare=True)
+        await self._begin(tx, connection, facts, choice.node, why="copy", room=NOTHING)
+
+    async def _begin(
+        self, tx: Tx, connection: AsyncConnection[Any], facts: Facts, target: str, *, why: str, room: Room
+    ) -> None:
+        transfer = {
+            "workload": facts.id,
+            "id": new_id("cpy"),
+            "secret": secrets.token_urlsafe(32),
+            "source": facts.bound,
+            "target": target,
+            "why": why,
+            "now": self._runtime.clock.now(),
+            "cpu": room.cpu_millis,
+            "memory": room.memory_mb,
+            "disk": room.disk_mb,
+        }
+        await connection.execute(_BEGIN, transfer, prepare=True)
+        self._runtime.log.info(
+            "data is copied", workload=facts.id, why=why, source=facts.bound, target=target
+        )
+        tx.after_commit(self._nudge)
+
+    # --- copies nobody wants ---------------------------------------------------------------------------
+
+    async def _drop(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        wanted = facts.spec.copy_minutes is not None and facts.spec.state != "deleted" and bool(facts.bound)
+        under_way = None if facts.transfer is None else facts.transfer["target"]
+        for node in homing.surplus(facts.copies, wanted=wanted, home=facts.bound, under_way=under_way):
+            await connection.execute(
+                "update copy set dropping = true, id = %s, taken_at = null where workload = %s and node = %s",
+                (new_id("cpy"), facts.id, node),
+                prepare=True,
+            )
+            tx.after_commit(self._nudge)
+
+
+async def _busy(connection: AsyncConnection[Any]) -> Counter[str]:
+    """How many copies each node gives and takes."""
+    cursor = await connection.execute("select source, target from transfer", prepare=True)
+    return Counter(name for ends in await cursor.fetchall() for name in ends)

@@ -1,0 +1,286 @@
+"""What nodes say of copies, and what follows: a copy there is, instances that end, another home, or none.
+
+Invariant: a workload's home changes only here, and only to a copy that its node has said is complete; while
+it moves, only when the instances at the old home have ended. Whatever is said twice or late changes nothing.
+Called by `app` for reports and events, and by `copies`.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from contracts.copies import CopyClaim
+from contracts.errors import Conflict
+from contracts.events import AlertRaised, InstanceStarted, PlacementDecided, VolumesMoved
+from contracts.ids import new_id
+from contracts.reports import CopyState
+from psycopg import AsyncConnection
+from runtime.runtime import Runtime
+from runtime.store import PLATFORM, Tx
+
+from scheduler import rehome
+from scheduler.facts import Facts, facts_of, reserved_by, wait
+from scheduler.fleet import Room
+
+# Before another is begun, after one that failed or found no place.
+PAUSE = timedelta(minutes=2)
+
+_COMPLETE = """
+insert into copy (workload, node, id, taken_at, digest, volumes)
+values (%(workload)s, %(node)s, %(id)s, %(taken)s, %(digest)s, %(volumes)s)
+on conflict (workload, node) do update set id = excluded.id, taken_at = excluded.taken_at,
+    digest = excluded.digest, volumes = excluded.volumes, dropping = false
+"""
+
+_PROGRESS = """
+update transfer set done_mb = %(done)s, total_mb = %(total)s, sent_mb = %(sent)s, words = %(words)s,
+    moved_at = case when (done_mb, sent_mb) is distinct from (%(done)s::bigint, %(sent)s::bigint)
+        then %(now)s else moved_at end
+where workload = %(workload)s and id = %(id)s and target = %(node)s
+"""
+
+_ARRIVED = """
+select w.id from workload w
+join unnest(%s::text[], %s::text[]) as up(workload, node) on w.id = up.workload and w.bound = up.node
+where w.home > w.proven
+"""
+
+
+class Moves:
+    def __init__(self, runtime: Runtime, place: Callable[[], None], project: Callable[[], None]) -> None:
+        self._runtime = runtime
+        self._place = place
+        self._project = project
+        self._nudge: Callable[[], None] = lambda: None
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        self._nudge = call
+
+    # --- what nodes say ------------------------------------------------------------------------------
+
+    async def heard(self, reports: Sequence[CopyState]) -> None:
+        newest = {(r.node, r.workload, r.copy_id): r for r in reports}
+        for report in newest.values():
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                await self._hear(tx, await tx.connection(), report)
+
+    async def _hear(self, tx: Tx, connection: AsyncConnection[Any], report: CopyState) -> None:
+        if report.phase == "copying":
+            said = {
+                "workload": report.workload,
+                "id": report.copy_id,
+                "node": report.node,
+                "done": report.done_mb,
+                "total": report.total_mb,
+                "sent": report.sent_mb,
+                "words": report.words,
+                "now": self._runtime.clock.now(),
+            }
+            await connection.execute(_PROGRESS, said, prepare=True)
+            return
+        facts = await facts_of(connection, report.workload)
+        if facts is None:
+            # It is said again.
+            return
+        if report.phase == "dropped":
+            held = facts.held.get(report.node)
+            if held is not None and held["dropping"] and held["id"] == report.copy_id:
+                await _forget(connection, facts, report.node)
+                tx.after_commit(self._nudge)
+            return
+        transfer = facts.transfer
+        if transfer is None or (transfer["id"], transfer["target"]) != (report.copy_id, report.node):
+            return
+        await self._completed(tx, connection, facts, report)
+
+    async def _completed(
+        self, tx: Tx, connection: AsyncConnection[Any], facts: Facts, report: CopyState
+    ) -> None:
+        transfer, now = facts.transfer, self._runtime.clock.now()
+        assert transfer is not None
+        assert report.taken_at is not None, "a complete copy is of a moment"
+        done = {
+            "workload": facts.id,
+            "node": report.node,
+            "id": report.copy_id,
+            # A node whose clock is ahead does not make a copy newer than now.
+            "taken": min(report.taken_at, now),
+            "digest": report.digest,
+            "volumes": list(report.volumes),
+        }
+        await connection.execute(_COMPLETE, done, prepare=True)
+        tx.after_commit(self._nudge)
+        if transfer["why"] == "copy":
+            await connection.execute("delete from transfer where workload = %s", (facts.id,), prepare=True)
+        elif transfer["mode"] == "frozen":
+            # What is left is little: its instances end, and the last of it follows.
+            await rehome.leave(connection, facts.id, str(facts.bound))
+            await connection.execute(
+                "update transfer set mode = 'final', id = %s, secret = %s, moved_at = %s, words = null "
+                "where workload = %s",
+                (new_id("cpy"), secrets.token_urlsafe(32), now, facts.id),
+                prepare=True,
+            )
+            tx.after_commit(self._project)
+        else:
+            again = await facts_of(connection, facts.id)
+            assert again is not None, "it is locked by us"
+            try:
+                await self.move(tx, connection, again, report.node, lost_until=None)
+            except Conflict as error:
+                self._runtime.log.warning("a move ends where it began", workload=facts.id, why=error.message)
+                await self._give_up(tx, connection, again)
+
+    async def move(
+        self,
+        tx: Tx,
+        connection: AsyncConnection[Any],
+        facts: Facts,
+        target: str,
+        *,
+        lost_until: datetime | None,
+    ) -> None:
+        demand, source = facts.demand, str(facts.bound)
+        held = facts.held[target]
+        taken_at = datetime.fromisoformat(held["taken_at"])
+        claim = CopyClaim(id=held["id"], taken_at=taken_at)
+        await rehome.go(
+            connection,
+            facts.id,
+            source=source,
+            target=target,
+            claim=claim,
+            volumes=held["volumes"],
+            slots=demand.slots,
+            room=demand.room,
+            given=facts.given(target),
+            now=self._runtime.clock.now(),
+        )
+        if facts.transfer is not None and facts.transfer["target"] != target:
+            await self._release(connection, facts)
+        await connection.execute("delete from transfer where workload = %s", (facts.id,), prepare=True)
+        await connection.execute(
+            "delete from copy where workload = %s and node = %s", (facts.id, target), prepare=True
+        )
+        lost = lost_until is not None
+        tx.publish(
+            VolumesMoved(
+                workload=facts.id,
+                organization=facts.organization,
+                source=source,
+                target=target,
+                taken_at=taken_at,
+                lost_until=lost_until,
+            )
+        )
+        if demand.slots and facts.spec.generation == facts.generation:
+            tx.publish(
+                PlacementDecided(
+                    workload=facts.id,
+                    organization=facts.organization,
+                    generation=facts.generation,
+                    deployment=facts.spec.deployment,
+                    nodes=(target,),
+                    lost=(source,) if lost else (),
+                )
+            )
+        if lost_until is not None:
+            tx.publish(
+                AlertRaised(
+                    service=self._runtime.name,
+                    severity="critical",
+                    title=f"An app goes on from a copy: {source} cannot be heard",
+                    details={
+                        "workload": facts.id,
+                        "node": target,
+                        "copied_at": taken_at.isoformat(),
+                        "lost": f"what was written from then to {lost_until.isoformat()}",
+                        "kept": f"the volumes on {source}, put aside when it is back",
+                    },
+                )
+            )
+        self._runtime.log.info(
+            "data has another home", workload=facts.id, source=source, target=target, lost=lost
+        )
+        tx.after_commit(self._project)
+        tx.after_commit(self._place)
+        tx.after_commit(self._nudge)
+
+    # --- what does not go well -----------------------------------------------------------------------
+
+    async def judge(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        """Of one under way that cannot go on as it is."""
+        if facts.transfer is None:
+            return
+        source = await (
+            await connection.execute("select status from node where name = %s", (facts.bound,), prepare=True)
+        ).fetchone()
+        if (
+            facts.moving
+            and facts.transfer["source"] == facts.bound
+            and (source is None or source[0] != "online")
+        ):
+            # The last of the data is there. When the node is back it goes on; a copy is gone on from before.
+            return
+        await self._give_up(tx, connection, facts)
+
+    async def _give_up(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        transfer = facts.transfer
+        assert transfer is not None
+        await self._release(connection, facts)
+        await connection.execute("delete from transfer where workload = %s", (facts.id,), prepare=True)
+        await wait(connection, facts.id, self._runtime.clock.now() + PAUSE)
+        if facts.moving:
+            # Its data is where it was.
+            demand = facts.demand
+            await rehome.come_back(connection, facts.id, str(facts.bound), demand.slots, demand.room)
+            tx.after_commit(self._project)
+            tx.after_commit(self._place)
+            tx.publish(
+                AlertRaised(
+                    service=self._runtime.name,
+                    severity="warning",
+                    title="An app could not be moved with its data, and goes on where it was",
+                    details={
+                        "workload": facts.id,
+                        "node": str(facts.bound),
+                        "to": transfer["target"],
+                        "why": transfer["words"] or "nothing came over",
+                    },
+                )
+            )
+        self._runtime.log.info(
+            "a copy is given up", workload=facts.id, target=transfer["target"], words=transfer["words"]
+        )
+        tx.after_commit(self._nudge)
+
+    @staticmethod
+    async def _release(connection: AsyncConnection[Any], facts: Facts) -> None:
+        assert facts.transfer is not None
+        target = facts.transfer["target"]
+        await rehome.lock_nodes(connection, target)
+        await rehome.reserve(connection, target, rehome.less(reserved_by(facts.transfer, target)))
+
+    # --- it runs at its home ---------------------------------------------------------------------------
+
+    async def started(self, events: Sequence[InstanceStarted], tx: Tx) -> None:
+        connection = await tx.connection()
+        columns = [e.workload for e in events], [e.node for e in events]
+        for (workload,) in await (await connection.execute(_ARRIVED, columns, prepare=True)).fetchall():
+            facts = await facts_of(connection, workload)
+            # One that somebody else is at is found by the loop.
+            if facts is not None:
+                await self.prove(tx, connection, facts)
+
+    async def prove(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        await rehome.prove(connection, facts.id)
+        tx.after_commit(self._project)
+
+
+async def _forget(connection: AsyncConnection[Any], facts: Facts, node: str) -> None:
+    await rehome.lock_nodes(connection, node)
+    await rehome.reserve(connection, node, Room(0, 0, -facts.held[node]["disk_mb"]))
+    await connection.execute(
+        "delete from copy where workload = %s and node = %s", (facts.id, node), prepare=True
+    )
