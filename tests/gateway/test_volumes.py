@@ -1,8 +1,12 @@
 """What a customer asks of volumes: added, grown, taken away; never smaller, never in each other's way."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from contracts.copies import Copying, WorkloadCopies
+from contracts.events import VolumesMoved
+from gateway.copies import copies_view
 
 from tests.customer import Customer, Refused
 from tests.gateway.world import World
@@ -53,3 +57,71 @@ async def test_what_is_no_volume_is_refused_and_changes_nothing(here: World, cus
     with pytest.raises(Refused, match="no such volume"):
         await customer.call("DELETE", f"/api/paas/apps/{app}/volumes/none")
     assert [volume.name for volume in (await here.spec(app)).volumes] == ["data"]
+
+
+async def test_a_plan_with_copies_is_told_to_everybody_who_has_to_make_them(
+    here: World, customer: Customer
+) -> None:
+    admin = await here.administrator()
+    body = {
+        "name": "copied",
+        "title": "Copied",
+        "limits": {"cpu_millis": 100, "memory_mb": 128, "disk_mb": 64},
+        "max_replicas": 1,
+        "copy_minutes": 15,
+        "hourly": "0.001",
+        "monthly": "0.5",
+    }
+    made = await admin.call("POST", "/api/admin/paas/plans", json=body)
+    assert made["copy_minutes"] == 15
+    app, _ = await here.live(customer, "copied", plan="copied")
+    assert (await here.spec(app)).copy_minutes == 15
+    changed = await admin.call("PATCH", "/api/admin/paas/plans/copied", json={"copy_minutes": None})
+    assert changed["copy_minutes"] is None
+    await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "small"})
+    assert (await here.spec(app)).copy_minutes is None
+
+
+async def test_what_a_move_cost_is_said_afterwards(here: World, customer: Customer) -> None:
+    app, spec = await here.live(customer, "moved")
+    now = here.harness.clock.now()
+    moved = VolumesMoved(workload=app, organization=spec.organization, source="n1", target="n2", taken_at=now)
+    lost = moved.model_copy(
+        update={"id": "evt-lost", "source": "n2", "target": "n3", "lost_until": now + timedelta(minutes=7)}
+    )
+    await here.harness.publish(moved, lost)
+    await here.harness.publish_again(lost)
+    await here.harness.settle()
+    found = (await customer.call("GET", f"/api/paas/apps/{app}/activity"))["activity"]
+    assert [one["kind"] for one in found if one["process"] == ""] == ["restored", "moved"]
+    words = {one["kind"]: one["words"] for one in found}
+    assert words["moved"] == "moved from n1 to n2 with all its data"
+    assert words["restored"].startswith("n2 went offline; it goes on at n3 from the copy of ")
+    assert words["restored"].endswith(f"to {lost.lost_until:%Y-%m-%d %H:%M:%S} UTC is not in it")
+
+
+def test_what_would_be_lost_is_said_before() -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    none = copies_view(None, WorkloadCopies(home="n1"))
+    assert (none.newest, "what is only on a node that is lost is lost with it" in none.words) == (None, True)
+    assert "everything written would be lost" in copies_view(5, WorkloadCopies(home="n1")).words
+    copying = Copying(
+        why="move",
+        source="n1",
+        target="n2",
+        done_mb=450,
+        total_mb=1000,
+        sent_mb=450,
+        since=at,
+        last=False,
+        words="n1 does not answer",
+    )
+    found = copies_view(5, WorkloadCopies(home="n1", newest=at, on="n2", copying=copying))
+    assert found.words == (
+        "last copied 2026-01-02 03:04:05 UTC; were its node lost now, what was written since would be lost"
+    )
+    assert found.under_way is not None
+    assert found.under_way.percent == 45
+    assert found.under_way.words == (
+        "moves to n2: its data is copied while it runs, 45 % (n1 does not answer)"
+    )

@@ -10,6 +10,7 @@ from contracts.money import Money
 from contracts.workload import Limits, Needs
 
 VolumeMb = Annotated[int, Field(ge=0, le=1_048_576)]
+CopyMinutes = Annotated[int, Field(ge=1, le=1440)]
 
 
 class PlanView(Model):
@@ -19,6 +20,8 @@ class PlanView(Model):
     max_replicas: int
     # Of all volumes of an app together.
     volume_mb: int
+    # So often these are copied to another node, from which the app goes on when its own is lost; none: never.
+    copy_minutes: int | None
     autoscaling: bool
     sleeping: bool
     needs: Needs
@@ -56,6 +59,7 @@ class CreatePlan(Strict):
     limits: ChooseLimits
     max_replicas: Annotated[int, Field(ge=1, le=100)]
     volume_mb: VolumeMb = 10_240
+    copy_minutes: CopyMinutes | None = None
     autoscaling: bool = False
     sleeping: bool = False
     needs: ChooseNeeds = ChooseNeeds()
@@ -73,6 +77,8 @@ class ChangePlan(Strict):
     limits: ChooseLimits | None = None
     max_replicas: Annotated[int, Field(ge=1, le=100)] | None = None
     volume_mb: VolumeMb | None = None
+    # None, said: never.
+    copy_minutes: CopyMinutes | None = None
     autoscaling: bool | None = None
     sleeping: bool | None = None
     needs: ChooseNeeds | None = None

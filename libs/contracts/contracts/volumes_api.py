@@ -1,11 +1,11 @@
 """The REST API's models of an app's volumes."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
 from contracts.api import Name
-from contracts.model import Model, Strict
+from contracts.model import Model, Moment, Strict
 from contracts.workload import Volume
 
 
@@ -30,5 +30,26 @@ class UsedVolume(Volume):
     used_mb: int | None
 
 
+class CopyProgress(Model):
+    """Data on its way to another node: one copy more, or the app's move."""
+
+    why: Literal["copy", "move"]
+    percent: Annotated[int, Field(ge=0, le=100)]
+    sent_mb: int
+    since: Moment
+    words: str
+
+
+class CopiesView(Model):
+    # As the plan has it; none: no copies are made.
+    every_minutes: int | None
+    # What was written since would be lost with the node.
+    newest: Moment | None
+    under_way: CopyProgress | None
+    words: str
+
+
 class VolumeUseList(Model):
     volumes: tuple[UsedVolume, ...]
+    # None: nobody can say it now; or there are no volumes.
+    copies: CopiesView | None

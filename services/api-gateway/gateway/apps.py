@@ -105,6 +105,7 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
             _require_replicas(plan, new.replicas)
             await runtimes.require(tx, plan, new.build.runtime)
             row.plan, row.limits, row.needs = plan.name, plan.limits, plan.needs
+            row.copy_minutes = plan.copy_minutes
             row.micros_per_hour, row.currency = plan.micros_per_hour, plan.currency
             owner = await tx.get(OrganizationRow, caller.organization)
             assert owner is not None

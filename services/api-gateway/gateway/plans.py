@@ -58,6 +58,7 @@ async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
                 limits=new.limits.model_dump(),
                 max_replicas=new.max_replicas,
                 volume_mb=new.volume_mb,
+                copy_minutes=new.copy_minutes,
                 autoscaling=new.autoscaling,
                 sleeping=new.sleeping,
                 needs=new.needs.model_dump(),
@@ -78,7 +79,7 @@ async def create_plan(new: CreatePlan, caller: Administrator) -> OfferedPlan:
 @router.patch("/admin/paas/plans/{name}")
 async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> OfferedPlan:
     given = change.model_fields_set
-    missing = [f for f in given if f != "runtimes" and getattr(change, f) is None]
+    missing = [f for f in given - {"runtimes", "copy_minutes"} if getattr(change, f) is None]
     if missing:
         raise InvalidInput(f"leave out what shall stay, instead of null: {', '.join(sorted(missing))}")
     async with caller.desk.store.transaction(PLATFORM) as tx:
@@ -96,7 +97,8 @@ async def change_plan(name: str, change: ChangePlan, caller: Administrator) -> O
             plan.micros_per_month = micros(change.monthly)
         if "runtimes" in given:
             plan.runtimes = None if change.runtimes is None else list(change.runtimes)
-        for field in given & {"title", "max_replicas", "volume_mb", "autoscaling", "sleeping", "active"}:
+        plain = {"title", "max_replicas", "volume_mb", "copy_minutes", "autoscaling", "sleeping", "active"}
+        for field in given & plain:
             setattr(plan, field, getattr(change, field))
         return _offered(plan, offered)
 
@@ -141,6 +143,7 @@ def _view(plan: PlanRow, offered: list[RuntimeRow]) -> dict[str, object]:
         "limits": Limits.model_validate(plan.limits),
         "max_replicas": plan.max_replicas,
         "volume_mb": plan.volume_mb,
+        "copy_minutes": plan.copy_minutes,
         "autoscaling": plan.autoscaling,
         "sleeping": plan.sleeping,
         "needs": Needs.model_validate(plan.needs),

@@ -81,6 +81,7 @@ async def change_plan(app: str, chosen: ChoosePlan, caller: Member) -> Response:
             if plan.micros_per_hour > row.micros_per_hour:
                 await wallets.require_funds(tx, row.organization)
             row.plan, row.limits, row.needs = plan.name, plan.limits, plan.needs
+            row.copy_minutes = plan.copy_minutes
             row.micros_per_hour, row.currency = plan.micros_per_hour, plan.currency
             workloads.change(tx, row)
             await workloads.settle(tx, row)

@@ -106,6 +106,7 @@ class PlanRow(Base):
     currency: Mapped[str]
     runtimes: Mapped[list[str] | None]
     volume_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("10240"))
+    copy_minutes: Mapped[int | None]
     autoscaling: Mapped[bool] = mapped_column(server_default=false())
     sleeping: Mapped[bool] = mapped_column(server_default=false())
     # What it asks of a node besides room.
@@ -192,6 +193,7 @@ class WorkloadRow(Base):
     volumes: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
     # Of its plan, like the limits.
     needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    copy_minutes: Mapped[int | None]
     autoscale: Mapped[Json | None]
     above_since: Mapped[datetime | None]
     below_since: Mapped[datetime | None]
@@ -434,7 +436,6 @@ class WalletRow(Base):
 
 class AlertRow(Base):
     __tablename__ = "alert"
-    # In the order of arrival.
     number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     id: Mapped[str] = mapped_column(unique=True)
     service: Mapped[str]

@@ -8,13 +8,14 @@ from pathlib import PurePosixPath
 
 from contracts.errors import Conflict, InvalidInput, NotFound, Unavailable
 from contracts.ids import new_id
-from contracts.queries import UsageOf
+from contracts.queries import CopiesOf, UsageOf
 from contracts.volumes_api import AddVolume, GrowVolume, UsedVolume, VolumeList, VolumeUseList
 from contracts.workload import Volume
 from fastapi import APIRouter
 from runtime.store import Tx
 
 from gateway import wallets, workloads
+from gateway.copies import copies_view
 from gateway.permissions import Member
 from gateway.tables import PlanRow, WorkloadRow
 
@@ -27,14 +28,17 @@ _SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "
 @router.get("/paas/apps/{app}/volumes")
 async def list_volumes(app: str, caller: Member) -> VolumeUseList:
     async with caller.desk.store.transaction(caller.organization) as tx:
-        there = volumes_of(await workloads.locked(tx, app))
+        row = await workloads.locked(tx, app)
+        there, minutes = volumes_of(row), row.copy_minutes
     try:
         found = (await caller.desk.bus.ask(UsageOf(workload=app))).volumes if there else ()
+        copies = copies_view(minutes, await caller.desk.bus.ask(CopiesOf(workload=app))) if there else None
     except Unavailable:
-        found = ()
+        found, copies = (), None
     used = {one.volume: one.used_mb for one in found}
     return VolumeUseList(
-        volumes=tuple(UsedVolume(**one.model_dump(), used_mb=used.get(one.id)) for one in there)
+        volumes=tuple(UsedVolume(**one.model_dump(), used_mb=used.get(one.id)) for one in there),
+        copies=copies,
     )
 
 

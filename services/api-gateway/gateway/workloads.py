@@ -49,6 +49,7 @@ def spec_of(row: WorkloadRow) -> WorkloadSpec:
             "variables_digest": row.variables_digest,
             "volumes": row.volumes,
             "sleep_seconds": None if row.sleep_minutes is None else row.sleep_minutes * 60,
+            "copy_minutes": row.copy_minutes,
         }
     )
 

@@ -133,7 +133,10 @@ class Copies:
         parameters: Any,
         work: Callable[[Tx, AsyncConnection[Any], Facts], Any],
     ) -> None:
-        for (workload,) in await self._runtime.store.read(statement, parameters):
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            found = await (await connection.execute(statement, parameters, prepare=True)).fetchall()
+        for (workload,) in found:
             try:
                 async with self._runtime.store.transaction(PLATFORM) as tx:
                     connection = await tx.connection()

@@ -5,7 +5,7 @@ from contracts.queries import CopiesOf
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, scoped
 
-_HOME = "select bound from workload where id = %s"
+_HOME = scoped("select w.bound from workload w where w.id = %s and scope.organization is not null")
 
 _NEWEST = """
 select node, taken_at from copy
@@ -26,7 +26,7 @@ _NAMES = ("why", "source", "target", "done_mb", "total_mb", "sent_mb", "since", 
 
 
 async def of_workload(runtime: Runtime, query: CopiesOf) -> WorkloadCopies:
-    homes = await runtime.store.read(_HOME, (query.workload,))
+    homes = await runtime.store.read(_HOME, (PLATFORM, query.workload))
     newest = await runtime.store.read(_NEWEST, (query.workload,))
     under_way = await runtime.store.read(_UNDER_WAY, (query.workload,))
     return WorkloadCopies(

@@ -48,7 +48,8 @@ from placement where workload = %s and node = %s
 
 _SEAT = """
 insert into placement (workload, process, index, node, cpu_millis, memory_mb, disk_mb)
-select %(workload)s, slot.process, slot.index, %(node)s, %(cpu)s, %(memory)s, %(disk)s
+select %(workload)s::text, slot.process, slot.index, %(node)s::text, %(cpu)s::bigint, %(memory)s::bigint,
+    %(disk)s::bigint
 from unnest(%(processes)s::text[], %(indexes)s::bigint[]) as slot(process, index)
 on conflict (workload, process, index, node) do update set
     cpu_millis = excluded.cpu_millis, memory_mb = excluded.memory_mb, disk_mb = excluded.disk_mb,
@@ -60,8 +61,8 @@ _RAISE = "update workload set revision = revision + 1 where id = %s returning re
 # Everybody who was ever told of it hears where it is now.
 _TELL = """
 insert into projection as known (node, workload, slots, revision)
-select told.node, %(workload)s, (select count(*) from placement p
-    where p.workload = %(workload)s and p.node = told.node and p.leaving is null), %(revision)s
+select told.node, %(workload)s::text, (select count(*) from placement p
+    where p.workload = %(workload)s and p.node = told.node and p.leaving is null), %(revision)s::bigint
 from (
     select node from projection where workload = %(workload)s
     union select name from node where name = any(%(nodes)s)
@@ -75,7 +76,7 @@ update workload set bound = %(target)s, home = home + 1, claim = %(claim)s, home
     moving = false, blocked = null,
     blocked_returned = null, due_at = now(),
     origins = (
-        select coalesce(jsonb_object_agg(made.volume, %(source)s), '{}')
+        select coalesce(jsonb_object_agg(made.volume, %(source)s::text), '{}')
         from unnest(%(volumes)s::text[]) as made(volume)
     ) || origins
 where id = %(workload)s

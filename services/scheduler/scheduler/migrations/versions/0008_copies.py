@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-revision = "scheduler_0007"
-down_revision = "scheduler_0006"
+revision = "scheduler_0008"
+down_revision = "scheduler_0007"
 
 
 def upgrade() -> None:

@@ -1,0 +1,260 @@
+"""Data of workloads, as the scheduler has it copied, moved and gone on with: the nodes are played."""
+
+from datetime import timedelta
+
+import pytest
+from contracts.copies import CopyOrder
+from contracts.events import AppChanged, AppDeleted, PlacementDecided, VolumesMoved
+from contracts.ids import new_id
+from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
+from contracts.reports import CopyState
+from contracts.workload import NodeWorkload, Volume, WorkloadSpec
+
+from tests.harness import eventually
+from tests.scheduler.conftest import Stage
+from tests.scheduler.samples import newer, spec, stopped
+from tests.scheduler.test_moving import alive, places, silence, started
+
+VOLUME = Volume(id=new_id("vol"), name="data", path="/data", size_mb=512, encrypted=True)
+
+
+def stateful(**changes: object) -> WorkloadSpec:
+    return spec(volumes=(VOLUME,), **changes)
+
+
+async def order(stage: Stage, node: str, app: WorkloadSpec, **like: object) -> CopyOrder:
+    async def look() -> CopyOrder | None:
+        entry = await stage.bus.bucket("copies").get(f"{node}.{app.id}")
+        if entry is None:
+            return None
+        found = CopyOrder.model_validate_json(entry.value)
+        return found if all(getattr(found, name) == value for name, value in like.items()) else None
+
+    return await eventually(look, what=f"an order {like} for {node}")
+
+
+async def no_orders(stage: Stage) -> None:
+    async def look() -> bool:
+        return not await stage.bus.bucket("copies").entries()
+
+    await eventually(look, what="no order")
+
+
+async def says(stage: Stage, node: str, app: WorkloadSpec, told: CopyOrder, **more: object) -> None:
+    """What a node says of a copy, again and again as nodes do, until it is known."""
+    fields: dict[str, object] = {"phase": "complete", "volumes": tuple(v.id for v in app.volumes)}
+    if "phase" not in more:
+        fields |= {"taken_at": stage.harness.clock.now(), "digest": "0f"}
+    report = CopyState.model_validate(
+        {"node": node, "copy_id": told.id, "workload": app.id, **fields, **more}
+    )
+
+    async def known() -> bool:
+        await stage.bus.report(report)
+        if report.phase == "dropped":
+            rows = await stage.runtime.store.read(
+                "select 1 from copy where workload = %s and node = %s", (app.id, node)
+            )
+            return not rows
+        return not await stage.runtime.store.read("select 1 from transfer where id = %s", (told.id,))
+
+    await eventually(known, every=0.1, what=f"{report.phase} of {node}")
+
+
+async def runs_on_n1(stage: Stage, **changes: object) -> WorkloadSpec:
+    app = stateful(**changes)
+    await stage.joins("n1")
+    await stage.harness.publish(AppChanged(spec=app))
+    await stage.told("n1", app, slots=1)
+    await stage.harness.publish(started(app, "n1"))
+    return app
+
+
+async def copied_to_n2(stage: Stage, **changes: object) -> WorkloadSpec:
+    app = await runs_on_n1(stage, copy_minutes=10, **changes)
+    await stage.joins("n2")
+    told = await order(stage, "n2", app)
+    await says(stage, "n2", app, told)
+    await no_orders(stage)
+    return app
+
+
+async def told_when(stage: Stage, node: str, app: WorkloadSpec, **like: object) -> NodeWorkload:
+    async def look() -> NodeWorkload | None:
+        found = await stage.desired(node, app.id)
+        fits = found and all(getattr(found, name) == value for name, value in like.items())
+        return found if fits else None
+
+    return await eventually(look, what=f"{like} told to {node}")
+
+
+async def test_a_plan_with_copies_has_one_on_another_node_and_refreshes_it(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler, copy_minutes=10)
+    assert (await scheduler.bus.ask(CopiesOf(workload=app.id))).home == "n1"
+    await scheduler.joins("n2")
+    give, take = await order(scheduler, "n1", app), await order(scheduler, "n2", app)
+    assert (give.role, give.peer, take.role, take.peer) == ("give", "n2", "take", "n1")
+    assert give.id == take.id
+    assert give.secret == take.secret
+    assert len(give.secret) > 30
+    assert (give.mode, take.mode) == ("frozen", "frozen")
+    assert (await scheduler.node("n2")).allocated.disk_mb == 512, "its room is kept"
+    await scheduler.bus.report(
+        CopyState(
+            node="n2", copy_id=take.id, workload=app.id, phase="copying", done_mb=128, total_mb=512, sent_mb=9
+        )
+    )
+
+    async def progress() -> bool:
+        known = await scheduler.bus.ask(CopiesOf(workload=app.id))
+        return known.copying is not None and known.copying.done_mb == 128
+
+    await eventually(progress, what="the progress")
+    # Who is not ordered to may say what he likes.
+    await scheduler.bus.report(
+        CopyState(
+            node="n1",
+            copy_id=take.id,
+            workload=app.id,
+            phase="complete",
+            taken_at=scheduler.harness.clock.now(),
+            digest="0f",
+        )
+    )
+    await says(scheduler, "n2", app, take)
+    known = await scheduler.bus.ask(CopiesOf(workload=app.id))
+    assert (known.home, known.on, known.copying) == ("n1", "n2", None)
+    await no_orders(scheduler)
+    scheduler.harness.clock.advance(601)
+    await alive(scheduler, "n1", app)
+    await alive(scheduler, "n2")
+    again = await order(scheduler, "n2", app)
+    assert again.id != take.id
+    assert again.secret != take.secret
+    await says(scheduler, "n2", app, again)
+
+    # Deleted, nobody keeps a copy of it, and its room comes back.
+    gone = newer(app, state="deleted")
+    await scheduler.harness.publish(AppDeleted(spec=gone))
+    drop = await order(scheduler, "n2", app, role="drop")
+    await says(scheduler, "n2", app, drop, phase="dropped")
+    await no_orders(scheduler)
+    assert (await scheduler.node("n2")).allocated.disk_mb == 0
+
+
+async def test_a_drained_node_gives_its_data_away_and_only_then_its_instances(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler)
+    before = await scheduler.told("n1", app, slots=1)
+    await scheduler.joins("n2")
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    first = await order(scheduler, "n2", app, mode="frozen")
+    assert (await scheduler.node("n2")).allocated.memory_mb == 128, "its room is kept while its data comes"
+    assert len((await scheduler.told("n1", app, slots=1)).slots) == 1, "it serves meanwhile"
+    (copying,) = (await scheduler.bus.ask(NodeOf(node="n1"))).copying
+    assert (copying.workload, copying.why, copying.target, copying.last) == (app.id, "move", "n2", False)
+    await says(scheduler, "n2", app, first)
+    last = await order(scheduler, "n2", app, mode="final")
+    assert last.id != first.id
+    ending = await scheduler.told("n1", app, slots=0)
+    assert (ending.home, ending.revision > before.revision) == (0, True)
+    # A release that comes now waits for the end of the move; the old place is no place any more.
+    later = newer(app, image="two")
+    await scheduler.harness.publish(AppChanged(spec=later), stopped(app, reason="moved"))
+    await scheduler.harness.settle()
+    assert await scheduler.desired("n2", app.id) is None
+    # A copy of before is not the last one.
+    await scheduler.bus.report(
+        CopyState(
+            node="n2",
+            copy_id=first.id,
+            workload=app.id,
+            phase="complete",
+            taken_at=scheduler.harness.clock.now(),
+            digest="0f",
+            volumes=(VOLUME.id,),
+        )
+    )
+    await says(scheduler, "n2", app, last)
+    there = await scheduler.told("n2", later, slots=1)
+    assert (there.home, there.proven) == (1, 0)
+    assert there.claim is not None
+    assert there.claim.id == last.id
+    assert there.volume_keys is not None, "its key is another node's"
+    event = await scheduler.harness.event(VolumesMoved)
+    assert (event.source, event.target, event.lost_until) == ("n1", "n2", None)
+    await no_orders(scheduler)
+    assert (await scheduler.node("n2")).allocated.memory_mb == 128
+    assert (await scheduler.desired("n1", app.id)).proven == 0  # type: ignore[union-attr]
+    # When it runs there, what is left here is old.
+    await scheduler.harness.publish(started(later, "n2"))
+    old = await told_when(scheduler, "n1", app, proven=1)
+    assert (old.slots, old.home) == ((), 1)
+    assert await places(scheduler, app) == [("n2", False)]
+    assert (await scheduler.node("n1")).allocated.memory_mb == 0
+
+
+async def test_a_move_that_does_not_get_on_ends_where_it_began(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler)
+    await scheduler.joins("n2")
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    await says(scheduler, "n2", app, await order(scheduler, "n2", app, mode="frozen"))
+    await order(scheduler, "n2", app, mode="final")
+    await scheduler.told("n1", app, slots=0)
+    await scheduler.harness.publish(stopped(app, reason="moved"))
+
+    async def left() -> bool:
+        return await places(scheduler, app) == []
+
+    await eventually(left, what="the end of its instances")
+    scheduler.harness.clock.advance(181)
+    await alive(scheduler, "n1")
+    back = await scheduler.told("n1", app, slots=1)
+    assert back.home == 0
+    assert await places(scheduler, app) == [("n1", False)]
+    assert (await scheduler.node("n1")).allocated.memory_mb == 128
+    drop = await order(scheduler, "n2", app, role="drop")
+    await says(scheduler, "n2", app, drop, phase="dropped")
+    assert (await scheduler.node("n2")).allocated.disk_mb == 0
+    # What has come back is not taken out by mistake.
+    with pytest.raises(Exception, match="still has"):
+        await scheduler.bus.ask(NodeRemoved(node="n1"))
+
+
+async def test_what_has_a_copy_goes_on_from_it_when_its_node_is_lost(scheduler: Stage) -> None:
+    app = await copied_to_n2(scheduler)
+    copied_at = (await scheduler.bus.ask(CopiesOf(workload=app.id))).newest
+    await silence(scheduler, "n1", others=("n2",))
+    there = await scheduler.told("n2", app, slots=1)
+    assert (there.home, there.proven) == (1, 0)
+    assert there.claim is not None
+    assert there.claim.taken_at == copied_at
+    moved = await scheduler.harness.event(VolumesMoved)
+    assert (moved.source, moved.target, moved.taken_at) == ("n1", "n2", copied_at)
+    assert moved.lost_until is not None
+    assert moved.lost_until - moved.taken_at > timedelta(seconds=90)
+    decided = await scheduler.harness.event(PlacementDecided, lambda e: e.nodes == ("n2",))
+    assert decided.lost == ("n1",)
+    # 640: the plan's disk and the volume; the copy is the volume now.
+    assert (await scheduler.node("n2")).allocated.disk_mb == 256 + 512
+    # The lost node reads first that nothing of it is its own; and then that its data is old.
+    await scheduler.told("n1", app, slots=0)
+    await scheduler.harness.publish(started(app, "n2"))
+    assert (await told_when(scheduler, "n1", app, proven=1)).slots == ()
+    await alive(scheduler, "n1", app)
+    await scheduler.harness.publish(stopped(app, reason="moved"))
+
+    async def settled() -> bool:
+        return await places(scheduler, app) == [("n2", False)]
+
+    await eventually(settled, what="one place")
+    # It is where the next copy goes.
+    assert (await order(scheduler, "n1", app)).peer == "n2"
+
+
+async def test_without_a_copy_it_waits_for_its_node(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler)
+    await scheduler.joins("n2")
+    await silence(scheduler, "n1", others=("n2",))
+    await scheduler.harness.settle()
+    assert await scheduler.desired("n2", app.id) is None
+    assert len((await scheduler.told("n1", app, slots=1)).slots) == 1
