@@ -272,7 +272,7 @@ async def test_data_moves_with_its_app_and_survives_its_node(
             # --- its node is killed: what was written since the newest copy, and no more
             await bus.ask(NodeChanged(node="n1", draining=False))
             # By the scheduler's clock every copy is old enough now, so one follows the other.
-            harness.clock.advance(61)
+            harness.clock.advance(181)
             since = datetime.now(UTC)
             await eventually(lambda: copied(since), seconds=60, what="a copy on n1")
             await customer.goes_on(len(customer.acknowledged))

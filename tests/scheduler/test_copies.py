@@ -234,7 +234,7 @@ async def test_what_has_a_copy_goes_on_from_it_when_its_node_is_lost(scheduler: 
     assert moved.lost_until - moved.taken_at > timedelta(seconds=90)
     decided = await scheduler.harness.event(PlacementDecided, lambda e: e.nodes == ("n2",))
     assert decided.lost == ("n1",)
-    # 640: the plan's disk and the volume; the copy is the volume now.
+    # The plan's disk and the volume: the copy is the volume now.
     assert (await scheduler.node("n2")).allocated.disk_mb == 256 + 512
     # The lost node reads first that nothing of it is its own; and then that its data is old.
     await scheduler.told("n1", app, slots=0)
@@ -247,7 +247,10 @@ async def test_what_has_a_copy_goes_on_from_it_when_its_node_is_lost(scheduler: 
         return await places(scheduler, app) == [("n2", False)]
 
     await eventually(settled, what="one place")
-    # It is where the next copy goes.
+    # It is where the next copy goes, after a while in which there was nowhere to.
+    scheduler.harness.clock.advance(121)
+    await alive(scheduler, "n1")
+    await alive(scheduler, "n2", app)
     assert (await order(scheduler, "n1", app)).peer == "n2"
 
 

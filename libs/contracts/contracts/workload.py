@@ -169,7 +169,7 @@ class NodeWorkload(Model):
     # run; and when the workload has come to life with `proven`, it is put aside.
     home: Annotated[int, Field(ge=0)] = 0
     proven: Annotated[int, Field(ge=0)] = 0
-    # What its data is made of where it has come to; none: it has always been here.
+    # What its data is made of where it has come to; none: its home is elsewhere, or it has none yet.
     claim: CopyClaim | None = None
     # Of encrypted volumes that were made on other nodes, sealed for this one.
     volume_keys: str | None = None

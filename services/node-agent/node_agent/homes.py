@@ -19,7 +19,7 @@ from contracts.model import Model
 from contracts.workload import NodeWorkload
 from pydantic import TypeAdapter, ValidationError
 
-from node_agent.holdings import MANIFEST, Holdings, image_of
+from node_agent.holdings import MANIFEST, Holdings, Manifest, image_of
 from node_agent.shelf import sync_folder, write_durably
 from node_agent.volumes import Volumes
 
@@ -64,9 +64,17 @@ class Homes:
             return
         if number > wanted.home:
             raise ProviderFailed("its volumes here are newer than those it is to run with")
+        # What is here stays what it is as long as there is nothing to take its place.
+        await asyncio.to_thread(self._claimable, wanted)
         await self.leave(wanted)
         await asyncio.to_thread(self._claim, wanted)
         log.info("a copy has become the data", workload=workload, home=wanted.home)
+
+    def awaited(self, told: NodeWorkload) -> bool:
+        """This is the home of its data, and the data is still a copy."""
+        return (
+            told.claim is not None and told.spec.state != "deleted" and self.number(told.spec.id) < told.home
+        )
 
     def stale(self, told: NodeWorkload) -> bool:
         """It is here, and newer data runs elsewhere."""
@@ -77,6 +85,15 @@ class Homes:
         for volume in self._volumes.of(told.spec.id):
             await self._volumes.give_up(volume)
 
+    def _claimable(self, wanted: NodeWorkload) -> Manifest | None:
+        claim = wanted.claim
+        if claim is None:
+            return None
+        held = self._holdings.finish(wanted.spec.id)
+        if held is None or (held.id != claim.id and held.taken_at < claim.taken_at):
+            raise ProviderFailed("the copy of its volumes is not on this node")
+        return held
+
     def _claim(self, wanted: NodeWorkload) -> None:
         workload, claim = wanted.spec.id, wanted.claim
         home = self._files / workload
@@ -86,9 +103,8 @@ class Homes:
             _record(home, wanted.home)
             return
         with self._holdings.alone(workload):
-            held = self._holdings.finish(workload)
-            if held is None or (held.id != claim.id and held.taken_at < claim.taken_at):
-                raise ProviderFailed("the copy of its volumes is not on this node")
+            held = self._claimable(wanted)
+            assert held is not None, "there is a claim"
             copy = self._holdings.folder(workload)
             for volume in held.volumes:
                 _allocate(image_of(copy, volume))

@@ -385,6 +385,9 @@ class Keeper:
     async def _keep_volumes(self, record: Record) -> None:
         """What no specification names any more is given up; what nothing runs on is not left mounted."""
         volumes = self._site.volumes
+        if not self._instances and self._site.homes.awaited(record.desired):
+            # Also of an app that is stopped: it may move on before it runs.
+            await self._site.homes.enter(record.desired)
         there = volumes.of(self.workload)
         if not there:
             return

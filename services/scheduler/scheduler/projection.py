@@ -32,7 +32,7 @@ select told.node, told.workload, told.revision, w.in_force::text,
         and p.leaving is null order by process, index),
     array(select index from placement p where p.workload = told.workload and p.node = told.node
         and p.leaving is null order by process, index),
-    w.home, w.proven, w.claim, w.origins
+    w.home, w.proven, case when w.bound = told.node then w.claim end, w.origins
 from projection told join workload w on w.id = told.workload
 where told.written < told.revision and (told.node, told.workload) > (%s, %s)
 order by told.node, told.workload limit %s
