@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from contracts.errors import Conflict
+from contracts.errors import Conflict, Unavailable
 from contracts.ids import new_id
 from psycopg import AsyncConnection
 from runtime.runtime import Runtime
@@ -146,6 +146,11 @@ class Copies:
             except Conflict as error:
                 # The room was taken by somebody else meanwhile: the next look finds what there is.
                 self._runtime.log.info("data stays where it is", workload=workload, why=error.message)
+            except Unavailable:
+                raise
+            except Exception:
+                # One that breaks must not keep the others' data where it cannot stay.
+                self._runtime.log.exception("data could not be looked after", workload=workload)
 
     async def _fleet(self, connection: AsyncConnection[Any]) -> Fleet:
         return await self._roster.refresh(connection)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from contracts.copies import CopyClaim
-from contracts.errors import Conflict
+from contracts.errors import Conflict, Unavailable
 from contracts.events import AlertRaised, InstanceStarted, PlacementDecided, VolumesMoved
 from contracts.ids import new_id
 from contracts.reports import CopyState
@@ -62,8 +62,14 @@ class Moves:
     async def heard(self, reports: Sequence[CopyState]) -> None:
         newest = {(r.node, r.workload, r.copy_id): r for r in reports}
         for report in newest.values():
-            async with self._runtime.store.transaction(PLATFORM) as tx:
-                await self._hear(tx, await tx.connection(), report)
+            try:
+                async with self._runtime.store.transaction(PLATFORM) as tx:
+                    await self._hear(tx, await tx.connection(), report)
+            except Unavailable:
+                raise
+            except Exception:
+                # It is said again; what others say is heard meanwhile.
+                self._runtime.log.exception("what was said of a copy is lost on us", node=report.node)
 
     async def _hear(self, tx: Tx, connection: AsyncConnection[Any], report: CopyState) -> None:
         if report.phase == "copying":
