@@ -24,6 +24,7 @@ from contracts.events import AppChanged, InstanceStarted, VolumesMoved
 from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, PlacesOf, Workloads, WorkloadsAfter
 from contracts.workload import Endpoints, HealthCheck, Limits, Process, Volume, WorkloadSpec
+from docker.models.containers import Container
 from embedded.leftovers import remove_firewall
 from embedded.traefik import Traefik
 from node_agent.commands import run
@@ -129,11 +130,15 @@ class Machine:
             self.process.terminate()
             self.process.wait(20)
 
-    def containers(self, *, everything: bool = False):  # type: ignore[no-untyped-def]
+    def containers(self, *, everything: bool = False) -> list[Container]:
         client = docker.from_env()
         try:
-            mine = {"label": f"berth.prefix={NODES[self.name][0]}"}
-            return client.containers.list(all=everything, ignore_removed=True, filters=mine)
+            found: list[Container] = client.containers.list(
+                all=everything,
+                ignore_removed=True,
+                filters={"label": f"berth.prefix={NODES[self.name][0]}"},
+            )
+            return found
         finally:
             client.close()
 

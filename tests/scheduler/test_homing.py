@@ -142,9 +142,10 @@ def test_whatever_the_nodes_are_nothing_goes_where_it_cannot_run(
             copies.append(copy(name, age, (VOLUME.id,) if whole else ()))
     fleet = Fleet(nodes)
     whole_room = asked.room.times(replicas)
+    chosen, _ = failover_choice({n.name: n for n in nodes}, asked, app, copies, {})
     for name in (
         move_target(fleet, asked, "n0", [c.node for c in copies], 1000).node,
-        (chosen := failover_choice({n.name: n for n in nodes}, asked, app, copies, {})[0]) and chosen.node,
+        None if chosen is None else chosen.node,
     ):
         if name is None:
             continue
