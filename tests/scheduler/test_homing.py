@@ -143,23 +143,23 @@ def test_whatever_the_nodes_are_nothing_goes_where_it_cannot_run(
     fleet = Fleet(nodes)
     whole_room = asked.room.times(replicas)
     chosen, _ = failover_choice({n.name: n for n in nodes}, asked, app, copies, {})
-    for name in (
+    for target in (
         move_target(fleet, asked, "n0", [c.node for c in copies], 1000).node,
         None if chosen is None else chosen.node,
     ):
-        if name is None:
+        if target is None:
             continue
-        taker = fleet.node(name)
+        taker = fleet.node(target)
         assert taker is not None
-        assert name != "n0"
+        assert target != "n0"
         assert taker.online
         assert taker.closed is None
         assert taker.free.holds(whole_room)
     if chosen is not None:
         assert VOLUME.id in chosen.volumes
         better = [c for c in copies if c.taken_at and chosen.taken_at and c.taken_at > chosen.taken_at]
-        refused = failover_choice({n.name: n for n in nodes}, asked, app, better, {})
+        refused = failover_choice({n.target: n for n in nodes}, asked, app, better, {})
         assert refused[0] is None
     held = surplus(copies, wanted=True, home="n0", under_way=None)
     complete = [c.node for c in copies if c.node != "n0"]
-    assert len(complete) - len([name for name in held if name != "n0"]) == (1 if complete else 0)
+    assert len(complete) - len([target for target in held if target != "n0"]) == (1 if complete else 0)

@@ -39,6 +39,9 @@ class NoProxy:
 
     async def withdraw(self, workload: str) -> None: ...
 
+    async def metrics(self) -> bytes:
+        return b""
+
 
 def volume(size_mb: int = 16, **changes: object) -> Volume:
     return Volume.model_validate(
