@@ -158,7 +158,7 @@ def test_whatever_the_nodes_are_nothing_goes_where_it_cannot_run(
     if chosen is not None:
         assert VOLUME.id in chosen.volumes
         better = [c for c in copies if c.taken_at and chosen.taken_at and c.taken_at > chosen.taken_at]
-        refused = failover_choice({n.target: n for n in nodes}, asked, app, better, {})
+        refused = failover_choice({n.name: n for n in nodes}, asked, app, better, {})
         assert refused[0] is None
     held = surplus(copies, wanted=True, home="n0", under_way=None)
     complete = [c.node for c in copies if c.node != "n0"]
