@@ -88,13 +88,9 @@ class Node:
         assert match is not None
         release = f"{_PROGRAM}/releases/{match[1]}"
         self.server.put("/root/node.sh", script.encode())
-        self.server.run(
-            "bash",
-            "-ec",
-            f"mkdir -p {release}; ln -s {ROOT}/.venv {release}/venv; touch {release}/complete\n"
-            "mknod /dev/loop-control c 10 237\n"
-            f"for n in $(seq 0 {_LOOPS - 1}); do mknod /dev/loop$n b 7 $n; done\n",
-        )
+        links = f"mkdir -p {release}; ln -s {ROOT}/.venv {release}/venv; touch {release}/complete"
+        self.server.run("bash", "-ec", links)
+        self._make_devices()
         said = self.server.run("bash", "/root/node.sh", "--name", self.name, told={"BERTH_JOIN_TOKEN": token})
         assert f"{self.name} is ready" in said
 
@@ -113,6 +109,11 @@ class Node:
         self.server.container.start()
         self.server.address = address_of(self.server.container)
         self.up = True
+        self._make_devices()
+
+    def _make_devices(self) -> None:
+        each = f"for n in $(seq 0 {_LOOPS - 1}); do mknod /dev/loop$n b 7 $n; done"
+        self.server.run("bash", "-ec", f"mknod /dev/loop-control c 10 237; {each}")
 
     def boot(self) -> None:
         """What a machine starts when it has power; its engine starts what ran before by itself."""

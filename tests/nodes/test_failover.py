@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+import httpx
 import pytest
 
 from tests.customer import Customer
@@ -110,6 +111,19 @@ async def test_what_ran_on_a_dead_node_runs_elsewhere_and_never_twice(
     assert set(await settled(here, app, "east", 2, 1)) == set(after)
     assert not set(before) & set(after)
     assert view["id"] == app
+    await ended(here, customer, app, late)
+
+
+async def ended(here: Fleet, customer: Customer, *apps: str) -> None:
+    """The next one needs their room."""
+    for app in apps:
+        await customer.call("DELETE", f"/api/paas/apps/{app}")
+
+    async def given_back() -> bool:
+        views = [(await here.view(name))["node"] for name in here.nodes]
+        return all(view["placements"] == 0 for view in views)
+
+    await eventually(given_back, seconds=30, every=0.2, what="room")
 
 
 async def blocked_words(customer: Customer, app: str) -> str:
@@ -144,6 +158,7 @@ async def test_a_node_that_is_only_cut_off_serves_on_and_gives_way_when_it_is_ba
     west = [await here.ask("west", hostname) for _ in range(20)]
     assert {text for status, text in west if status == 200} <= east
     await here.status("west", "online")
+    await ended(here, customer, app)
 
 
 @pytest.mark.promise("R17.3")
@@ -166,6 +181,7 @@ async def test_a_request_that_enters_at_one_machine_is_answered_by_another(
         "curl", "--silent", "--insecure", f"https://{here['east'].address}:7443/"
     )
     assert asked[0] != 0
+    await ended(here, customer, app)
 
 
 def connects(node: Node, instance: str, address: str, port: int) -> bool:
@@ -175,3 +191,60 @@ def connects(node: Node, instance: str, address: str, port: int) -> bool:
     code, said = node.server.tries("docker", "exec", container, "perl", "-e", program, f"{address}:{port}")
     assert code in (0, 3), said
     return code == 0
+
+
+@dataclass
+class Crowd:
+    """Visitors who come by one node or by the other, over connections that stay open."""
+
+    here: Fleet
+    hostname: str
+    answered: int = 0
+    failed: list[tuple[str, int, str]] = field(default_factory=list)
+    copies: set[str] = field(default_factory=set)
+    ended: bool = False
+
+    async def ask(self, node: str) -> None:
+        url = f"http://{self.here[node].address}/"
+        async with httpx.AsyncClient(timeout=10, headers={"Host": self.hostname}) as client:
+            while not self.ended:
+                try:
+                    answer = await client.get(url)
+                except httpx.TransportError as error:
+                    self.failed.append((node, 0, repr(error)))
+                    continue
+                if answer.status_code == 200:
+                    self.copies.add(answer.text)
+                    self.answered += 1
+                else:
+                    self.failed.append((node, answer.status_code, answer.text))
+
+
+async def test_a_node_is_emptied_under_load_without_a_failed_request(here: Fleet, customer: Customer) -> None:
+    app, hostname = await here.live(customer, "moving", replicas=2)
+    [home] = await asyncio.to_thread(here.homes, app)
+    [other] = {"east", "west"} - {home}
+    path = "/api/admin/paas/nodes"
+    await here.administrator.call("PATCH", f"{path}/{other}", json={"reserve": 0})
+    before = {(await here.ask(home, hostname))[1] for _ in range(20)}
+    crowd = Crowd(here, hostname)
+    asking = [asyncio.create_task(crowd.ask(node)) for node in ("east", "west") * 2]
+    await here.administrator.call("POST", f"{path}/{home}/drain")
+    try:
+        await settled(here, app, other, 2, 60)
+        enough = crowd.answered + 200
+
+        async def more() -> bool:
+            return crowd.answered >= enough
+
+        await eventually(more, seconds=30, what="more requests")
+    finally:
+        crowd.ended = True
+        await asyncio.gather(*asking)
+    assert crowd.failed == []
+    # It was asked before, while and after it moved.
+    assert crowd.copies & before
+    assert crowd.copies - before
+    node = (await here.view(home))["node"]
+    assert (node["draining"], node["placements"]) == (True, 0), node
+    await here.administrator.call("POST", f"{path}/{home}/enable")
