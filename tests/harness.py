@@ -43,7 +43,8 @@ E = TypeVar("E", bound=Event)
 
 SECRET = "tests-only-9f2b7c1e4d8a6053-tests-only"
 TEMPLATE = "template_berth"
-NODES = ("local", "n1", "n2", "n3", "journey", "examples", "sources", "crash", "outlive", "sleep", "bench")
+JOURNEYS = ("journey", "examples", "sources", "crash", "outlive", "sleep", "hostile")
+NODES = ("local", "n1", "n2", "n3", *JOURNEYS, "bench")
 EVERYTHING = "tests"
 
 
