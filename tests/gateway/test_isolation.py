@@ -9,7 +9,7 @@ import pytest
 from contracts.ids import new_id
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
-from gateway import tables
+from gateway import identity_tables, tables
 from gateway.http import ROUTERS
 from gateway.permissions import (
     Anyone,
@@ -62,7 +62,7 @@ BODIES: dict[str, Any] = {
 }
 
 
-TENANTS = [t.name for t in tables.Base.metadata.sorted_tables if "organization" in t.columns]
+TENANTS = [t.name for t in identity_tables.Base.metadata.sorted_tables if "organization" in t.columns]
 
 
 def routes() -> Iterator[tuple[str, APIRoute]]:
@@ -263,4 +263,4 @@ async def test_no_row_can_be_written_into_another_organization(here: World, vict
     assert intruder.organization is not None
     with pytest.raises(Exception, match="row-level security"):
         async with here.host.runtime.store.transaction(intruder.organization) as tx:
-            tx.add(tables.ProjectRow(id="prj_x", organization=victim["organization"], name="theirs"))
+            tx.add(identity_tables.ProjectRow(id="prj_x", organization=victim["organization"], name="theirs"))

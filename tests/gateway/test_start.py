@@ -8,8 +8,8 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from gateway.app import create
+from gateway.identity_tables import Base
 from gateway.settings import GatewaySettings
-from gateway.tables import Base
 from pydantic import ValidationError
 from runtime.host import Host
 from runtime.tables import ChassisBase

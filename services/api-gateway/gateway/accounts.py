@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from gateway.desk import Desk
-from gateway.tables import AttemptRow, MemberRow, OrganizationRow, ProjectRow, UserRow
+from gateway.identity_tables import AttemptRow, MemberRow, OrganizationRow, ProjectRow, UserRow
 
 log = structlog.get_logger("gateway.accounts")
 

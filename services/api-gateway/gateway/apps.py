@@ -25,8 +25,9 @@ from gateway import (
     workloads,
 )
 from gateway.desk import Desk
+from gateway.identity_tables import OrganizationRow, ProjectRow
 from gateway.permissions import Administrator, Member, Speaker, for_member
-from gateway.tables import OrganizationRow, PlanRow, ProjectRow, WorkloadRow, violated
+from gateway.tables import PlanRow, WorkloadRow, violated
 
 router = APIRouter(prefix="/api", tags=["apps"])
 

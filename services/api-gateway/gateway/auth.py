@@ -5,8 +5,8 @@ from fastapi import APIRouter, Request, Response
 
 from gateway import accounts
 from gateway.desk import Desk
+from gateway.identity_tables import UserRow
 from gateway.permissions import User, Visitor
-from gateway.tables import UserRow
 
 router = APIRouter(prefix="/api/auth", tags=["identity"])
 

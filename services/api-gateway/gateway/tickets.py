@@ -17,8 +17,9 @@ from runtime.store import PLATFORM, Tx
 from sqlalchemy import delete, select
 
 from gateway.desk import Desk
+from gateway.identity_tables import MemberRow
 from gateway.permissions import Speaker
-from gateway.tables import MemberRow, TicketRow
+from gateway.tables import TicketRow
 
 LIFE = timedelta(seconds=60)
 Verb = Literal["run", "exec"]

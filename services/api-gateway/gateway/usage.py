@@ -12,9 +12,10 @@ from fastapi import APIRouter, Header
 from runtime.store import PLATFORM
 from sqlalchemy import select
 
+from gateway.identity_tables import OrganizationRow
 from gateway.permissions import Administrator, Member
 from gateway.plans import micros
-from gateway.tables import CreditRow, OrganizationRow, WorkloadRow
+from gateway.tables import CreditRow, WorkloadRow
 
 router = APIRouter(prefix="/api", tags=["money"])
 
