@@ -17,7 +17,7 @@ from pathlib import Path
 import uvloop
 from contracts.ids import new_id
 from contracts.money import Rate
-from contracts.reports import NodeCapacity, NodeHeartbeat, NodeUsage, RunningInstance
+from contracts.reports import InstanceUsage, NodeCapacity, NodeHeartbeat, NodeUsage, RunningInstance
 from contracts.workload import Slot
 from runtime.bus import Bus
 from runtime.runtime import Runtime
@@ -48,6 +48,7 @@ def heartbeats(boot: str, sequence: int) -> list[tuple[str, bytes]]:
             rate=Rate(micros_per_hour=7000, currency="USD"),
             started_at=datetime.now(UTC),
             healthy=True,
+            usage=InstanceUsage(cpu_seconds=12_345.6, cpu_millis=300, memory_mb=400),
         )
         for _ in range(INSTANCES)
     )

@@ -25,6 +25,13 @@ class Stage:
         self.bucket: Bucket = everybody.bucket("desired")
         self.snapshot: list[WorkloadSpec] = []
 
+    def nudge(self, name: str) -> None:
+        """A loop of the scheduler that runs, if one does."""
+        for host in self.harness.hosts.values():
+            for loop in host.service.loops:
+                if loop.name == name:
+                    loop.nudge()
+
     async def workloads(self, query: WorkloadsAfter) -> Workloads:
         later = sorted((s for s in self.snapshot if s.id > (query.after or "")), key=lambda s: s.id)
         page = later[:2]

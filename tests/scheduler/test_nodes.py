@@ -1,5 +1,6 @@
 """Nodes as they report themselves: who is there, who is silent, what is free, what has left."""
 
+import functools
 from datetime import timedelta
 
 import pytest
@@ -21,9 +22,10 @@ from tests.scheduler.samples import heartbeat, newer, running, spec, stopped
 
 
 def nodes_of(stage: Stage) -> Nodes:
-    """A second scheduler's view, whose time passes when the test says so."""
-    relief = Relief(stage.runtime, lambda: None)
-    return Nodes(stage.runtime, Departures(lambda: None), relief, 90, lambda: None)
+    """A second scheduler's view, whose time passes when the test says so. What it changes, the one that runs
+    is told of: by itself it looks every few seconds."""
+    place, project = (functools.partial(stage.nudge, loop) for loop in ("place", "project"))
+    return Nodes(stage.runtime, Departures(place), Relief(stage.runtime, project), 90, place)
 
 
 async def pass_time(stage: Stage, nodes: Nodes, seconds: int) -> None:

@@ -1,7 +1,7 @@
 """The way to NATS: events by JetStream, reports and queries by plain NATS, buckets of desired state.
 
-It reconnects by itself for ever and says so in one log line a change. FastStream carries the queries and
-reports; events are pulled by `delivery.py` (see decision D-2 in the README for why not by FastStream).
+It reconnects by itself for ever and says so in one log line a change. FastStream carries the queries; events
+are pulled by `delivery.py` (see decision D-2 in the README for why they and reports are not FastStream's).
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from contracts.model import Model
 from contracts.question import Query
 from contracts.reports import Report
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
@@ -79,6 +80,7 @@ class Bus:
         self._broker: NatsBroker | None = None
         self._closing = False
         self._drains: list[asyncio.Task[None]] = []
+        self._listened: list[tuple[str, str, Callable[[Msg], Awaitable[None]]]] = []
 
     # --- the connection ----------------------------------------------------------------------------
 
@@ -269,15 +271,14 @@ class Bus:
         self._subscriber(query.heard_at(), reply, queue=query.owner)
 
     def listen(self, report: type[Report], hear: Hear, service: str) -> None:
-        """Reports in batches of whatever has arrived; replicas share them."""
-        from faststream.nats import NatsMessage
-
+        """Reports in batches of whatever has arrived; replicas share them. Not through the broker: that takes
+        longer for a message than everything else that is done with it."""
         queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(maxsize=50_000)
 
-        async def take(message: NatsMessage) -> None:
+        async def take(message: Msg) -> None:
             if queue.full():
                 queue.get_nowait()
-            queue.put_nowait((message.raw_message.subject, message.body))
+            queue.put_nowait((message.subject, message.data))
 
         async def drain() -> None:
             while True:
@@ -305,7 +306,7 @@ class Bus:
                     log.exception("report not handled", report=report.name, service=service)
                     await asyncio.sleep(0.5)
 
-        self._subscriber(f"{report.name}.>", take, queue=service)
+        self._listened.append((f"{report.name}.>", service, take))
         self._drains.append(asyncio.create_task(drain(), name=f"listen {report.name}"))
 
     def _subscriber(self, subject: str, handler: Callable[..., Awaitable[Any]], queue: str) -> None:
@@ -318,6 +319,9 @@ class Bus:
         """When this returns the server knows what is listened to: what is said from now on is heard."""
         if self._broker is not None:
             await self._broker.start()
+            while self._listened:
+                subject, group, take = self._listened.pop()
+                await self.client.subscribe(subject, queue=group, cb=take)
             await self.client.flush()
 
     @asynccontextmanager
