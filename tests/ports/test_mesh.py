@@ -288,7 +288,8 @@ async def test_a_new_certificate_costs_no_request(pair: tuple[Node, Node]) -> No
 async def test_a_change_of_one_of_many_writes_one_file(pair: tuple[Node, Node], tmp_path: Path) -> None:
     _, near = pair
     many = {new_id("app"): (f"{n:03}.example.com",) for n in range(300)}
-    near.known.update(dict.fromkeys(many, (("far", 1),)))
+    other = ("third", 1)
+    near.known.update(dict.fromkeys(many, (("far", 1), other)))
     assert await near.proxy.spread(many) == set()
 
     def files() -> dict[str, int]:
@@ -297,18 +298,18 @@ async def test_a_change_of_one_of_many_writes_one_file(pair: tuple[Node, Node], 
     before = await asyncio.to_thread(files)
     assert len(before) == 301
     changed = next(iter(many))
-    near.known[changed] = (("far", 2),)
+    near.known[changed] = (("far", 2), other)
     await near.proxy.spread(many)
     after = await asyncio.to_thread(files)
     assert {name for name in after if after[name] != before.get(name)} == {f"{changed}.yaml"}
     # One that cannot be written stops no other, and the next agent takes over what there is.
     first, second = list(many)[:2]
-    near.known[first], near.known[second] = (("{{", 1),), (("far", 3),)
+    near.known[first], near.known[second] = (("{{", 1),), (("far", 3), other)
     assert await near.proxy.spread({first: many[first], second: many[second]}) == set()
     following = Node("near", near.traefik, near.ports, near.nodes, near.known, near.credentials)
     await following.proxy.open()
     assert following.proxy.published() == set()
-    near.known[first] = (("far", 1),)
+    near.known[first] = (("far", 1), other)
     await following.proxy.spread(many)
     kept = await asyncio.to_thread(files)
     assert {name for name in kept if kept[name] != after[name]} <= {f"{first}.yaml", f"{second}.yaml"}
