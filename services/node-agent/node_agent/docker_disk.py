@@ -13,11 +13,15 @@ _BLOCK = 512
 def written(client: Any, filters: dict[str, Any]) -> int:
     """Bytes, of all containers that are found."""
     found = client.containers(all=True, size=True, filters=filters)
-    return sum(int(one.get("SizeRw", 0)) + sum(map(held, _own_volumes(one))) for one in found)
+    return sum(int(one.get("SizeRw", 0)) + sum(map(held, _own_volumes(client, one))) for one in found)
 
 
-def _own_volumes(container: dict[str, Any]) -> list[str]:
-    return [mount["Source"] for mount in container["Mounts"] if mount["Type"] == "volume"]
+def _own_volumes(client: Any, container: dict[str, Any]) -> list[str]:
+    if not any(mount["Type"] == "volume" for mount in container["Mounts"]):
+        return []
+    # The list does not say where they are.
+    mounts = client.inspect_container(container["Id"])["Mounts"]
+    return [mount["Source"] for mount in mounts if mount["Type"] == "volume"]
 
 
 def held(folder: str) -> int:

@@ -47,7 +47,7 @@ with chosen as (
     where n.region = %(region)s and n.status = 'online' and not n.disabled and not n.draining
         and n.trusted_at is null and n.labels @> %(labels)s
         and coalesce(n.architecture = %(architecture)s, true)
-        and coalesce(%(runtime)s::text = any(n.runtimes), true)
+        and (%(runtime)s::text is null or %(runtime)s::text = any(n.runtimes))
         and n.free_cpu_millis - n.reserve * n.cpu_millis >= %(cpu)s
         and n.free_memory_mb - n.reserve * n.memory_mb >= %(memory)s
         and n.free_disk_mb - n.reserve * n.disk_mb >= %(disk)s
