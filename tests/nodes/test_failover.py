@@ -1,4 +1,7 @@
-"""Nodes whose power fails, or whose cable is pulled, with what runs on them: on whole machines."""
+"""Whole machines that hand requests to each other, are emptied, lose their power, or have their cable pulled.
+
+In this order: one that has been away twice is given no new work for a while.
+"""
 
 import asyncio
 import time
@@ -15,13 +18,14 @@ from tests.harness import eventually
 
 # Beyond the silence, for placing, starting and routing it elsewhere.
 MOVED = 30.0
+RESERVE = 0.9
 
 
 @pytest.fixture(scope="module")
 async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     async with fleet(tmp_path_factory.mktemp("fleet"), "east", "west") as opened:
         # New work goes to the west; the east is kept for what has lost its node.
-        await opened.administrator.call("PATCH", "/api/admin/paas/nodes/east", json={"reserve": 0.9})
+        await opened.administrator.call("PATCH", "/api/admin/paas/nodes/east", json={"reserve": RESERVE})
         yield opened
 
 
@@ -60,6 +64,96 @@ async def settled(here: Fleet, app: str, node: str, copies: int, seconds: float)
         return found[node] if found.keys() == {node} and len(found[node]) == copies else None
 
     return await eventually(look, seconds=seconds, every=0.2, what=f"{copies} copies in the {node} alone")
+
+
+@pytest.mark.promise("R17.3")
+async def test_a_request_that_enters_at_one_machine_is_answered_by_another(
+    here: Fleet, customer: Customer
+) -> None:
+    app, hostname = await here.live(customer, "far-away", replicas=2)
+    await settled(here, app, "west", 2, 10)
+
+    async def even() -> bool:
+        found = Counter([await here.ask("east", hostname) for _ in range(10)])
+        return set(found.values()) == {5} and {status for status, _ in found} == {200}
+
+    await eventually(even, what="both copies in turn, asked in the east")
+    # What runs on a node reaches the ingress of none by the way that is the nodes' own.
+    [instance, _] = (await asyncio.to_thread(here.homes, app))["west"]
+    for name in ("east", "west"):
+        assert not await asyncio.to_thread(connects, here["west"], instance, here[name].address, 7443)
+    asked = here["west"].server.tries(
+        "curl", "--silent", "--insecure", f"https://{here['east'].address}:7443/"
+    )
+    assert asked[0] != 0
+    await ended(here, customer, app)
+
+
+def connects(node: Node, instance: str, address: str, port: int) -> bool:
+    program = "use IO::Socket::INET; exit(IO::Socket::INET->new(PeerAddr => $ARGV[0], Timeout => 2) ? 0 : 3)"
+    label = ["--filter", f"label=berth.instance={instance}"]
+    [container] = node.server.run("docker", "ps", "--quiet", *label).split()
+    code, said = node.server.tries("docker", "exec", container, "perl", "-e", program, f"{address}:{port}")
+    assert code in (0, 3), said
+    return code == 0
+
+
+@dataclass
+class Crowd:
+    """Visitors who come by one node or by the other, over connections that stay open."""
+
+    here: Fleet
+    hostname: str
+    answered: int = 0
+    failed: list[tuple[str, int, str]] = field(default_factory=list)
+    copies: set[str] = field(default_factory=set)
+    ended: bool = False
+
+    async def ask(self, node: str) -> None:
+        url = f"http://{self.here[node].address}/"
+        async with httpx.AsyncClient(timeout=10, headers={"Host": self.hostname}) as client:
+            while not self.ended:
+                try:
+                    answer = await client.get(url)
+                except httpx.TransportError as error:
+                    self.failed.append((node, 0, repr(error)))
+                    continue
+                if answer.status_code == 200:
+                    self.copies.add(answer.text)
+                    self.answered += 1
+                else:
+                    self.failed.append((node, answer.status_code, answer.text))
+
+
+async def test_a_node_is_emptied_under_load_without_a_failed_request(here: Fleet, customer: Customer) -> None:
+    app, hostname = await here.live(customer, "moving", replicas=2)
+    await settled(here, app, "west", 2, 10)
+    path = "/api/admin/paas/nodes"
+    await here.administrator.call("PATCH", f"{path}/east", json={"reserve": 0})
+    before = {(await here.ask("west", hostname))[1] for _ in range(20)}
+    crowd = Crowd(here, hostname)
+    asking = [asyncio.create_task(crowd.ask(node)) for node in ("east", "west") * 2]
+    await here.administrator.call("POST", f"{path}/west/drain")
+    try:
+        await settled(here, app, "east", 2, 60)
+        enough = crowd.answered + 200
+
+        async def more() -> bool:
+            return crowd.answered >= enough
+
+        await eventually(more, seconds=30, what="more requests")
+    finally:
+        crowd.ended = True
+        await asyncio.gather(*asking)
+    assert crowd.failed == []
+    # It was asked before, while and after it moved.
+    assert crowd.copies & before
+    assert crowd.copies - before
+    node = (await here.view("west"))["node"]
+    assert (node["draining"], node["placements"]) == (True, 0), node
+    await here.administrator.call("POST", f"{path}/west/enable")
+    await here.administrator.call("PATCH", f"{path}/east", json={"reserve": RESERVE})
+    await ended(here, customer, app)
 
 
 @pytest.mark.promise("P4", "R19.4")
@@ -159,92 +253,3 @@ async def test_a_node_that_is_only_cut_off_serves_on_and_gives_way_when_it_is_ba
     assert {text for status, text in west if status == 200} <= east
     await here.status("west", "online")
     await ended(here, customer, app)
-
-
-@pytest.mark.promise("R17.3")
-async def test_a_request_that_enters_at_one_machine_is_answered_by_another(
-    here: Fleet, customer: Customer
-) -> None:
-    app, hostname = await here.live(customer, "far-away", replicas=2)
-    await settled(here, app, "west", 2, 10)
-
-    async def even() -> bool:
-        found = Counter([await here.ask("east", hostname) for _ in range(10)])
-        return set(found.values()) == {5} and {status for status, _ in found} == {200}
-
-    await eventually(even, what="both copies in turn, asked in the east")
-    # What runs on a node reaches the ingress of none by the way that is the nodes' own.
-    [instance, _] = (await asyncio.to_thread(here.homes, app))["west"]
-    for name in ("east", "west"):
-        assert not await asyncio.to_thread(connects, here["west"], instance, here[name].address, 7443)
-    asked = here["west"].server.tries(
-        "curl", "--silent", "--insecure", f"https://{here['east'].address}:7443/"
-    )
-    assert asked[0] != 0
-    await ended(here, customer, app)
-
-
-def connects(node: Node, instance: str, address: str, port: int) -> bool:
-    program = "use IO::Socket::INET; exit(IO::Socket::INET->new(PeerAddr => $ARGV[0], Timeout => 2) ? 0 : 3)"
-    label = ["--filter", f"label=berth.instance={instance}"]
-    [container] = node.server.run("docker", "ps", "--quiet", *label).split()
-    code, said = node.server.tries("docker", "exec", container, "perl", "-e", program, f"{address}:{port}")
-    assert code in (0, 3), said
-    return code == 0
-
-
-@dataclass
-class Crowd:
-    """Visitors who come by one node or by the other, over connections that stay open."""
-
-    here: Fleet
-    hostname: str
-    answered: int = 0
-    failed: list[tuple[str, int, str]] = field(default_factory=list)
-    copies: set[str] = field(default_factory=set)
-    ended: bool = False
-
-    async def ask(self, node: str) -> None:
-        url = f"http://{self.here[node].address}/"
-        async with httpx.AsyncClient(timeout=10, headers={"Host": self.hostname}) as client:
-            while not self.ended:
-                try:
-                    answer = await client.get(url)
-                except httpx.TransportError as error:
-                    self.failed.append((node, 0, repr(error)))
-                    continue
-                if answer.status_code == 200:
-                    self.copies.add(answer.text)
-                    self.answered += 1
-                else:
-                    self.failed.append((node, answer.status_code, answer.text))
-
-
-async def test_a_node_is_emptied_under_load_without_a_failed_request(here: Fleet, customer: Customer) -> None:
-    app, hostname = await here.live(customer, "moving", replicas=2)
-    [home] = await asyncio.to_thread(here.homes, app)
-    [other] = {"east", "west"} - {home}
-    path = "/api/admin/paas/nodes"
-    await here.administrator.call("PATCH", f"{path}/{other}", json={"reserve": 0})
-    before = {(await here.ask(home, hostname))[1] for _ in range(20)}
-    crowd = Crowd(here, hostname)
-    asking = [asyncio.create_task(crowd.ask(node)) for node in ("east", "west") * 2]
-    await here.administrator.call("POST", f"{path}/{home}/drain")
-    try:
-        await settled(here, app, other, 2, 60)
-        enough = crowd.answered + 200
-
-        async def more() -> bool:
-            return crowd.answered >= enough
-
-        await eventually(more, seconds=30, what="more requests")
-    finally:
-        crowd.ended = True
-        await asyncio.gather(*asking)
-    assert crowd.failed == []
-    # It was asked before, while and after it moved.
-    assert crowd.copies & before
-    assert crowd.copies - before
-    node = (await here.view(home))["node"]
-    assert (node["draining"], node["placements"]) == (True, 0), node
-    await here.administrator.call("POST", f"{path}/{home}/enable")
