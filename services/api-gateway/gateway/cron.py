@@ -180,10 +180,6 @@ async def tick(desk: Desk) -> bool:
     return len(found) == _BATCH
 
 
-def _works(row: WorkloadRow) -> bool:
-    return row.state == "running" and row.image is not None
-
-
 async def _begin(desk: Desk, tx: Tx, row: WorkloadRow, cron: CronRow) -> JobRow:
     skipped: str | None = None
     busy = await tx.one(
