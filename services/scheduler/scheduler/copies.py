@@ -22,11 +22,13 @@ from scheduler import homing, rehome
 from scheduler.facts import Facts, facts_of, wait
 from scheduler.fleet import NOTHING, Fleet, Room
 from scheduler.homing import AT_ONCE
-from scheduler.moves import PAUSE, Moves
+from scheduler.moves import Moves
 from scheduler.orders import Orders
 from scheduler.roster import Roster
 
 BATCH = 100
+# A node that could take the data may have joined or come back by then.
+NOWHERE = timedelta(seconds=20)
 # A move whose instances have ended goes back when nothing has come over for so long.
 PATIENCE = timedelta(minutes=3)
 
@@ -188,7 +190,7 @@ class Copies:
             self._runtime.log.info(
                 "data stays on a node that is emptied", workload=facts.id, reasons=dict(choice.reasons)
             )
-            await wait(connection, facts.id, self._runtime.clock.now() + PAUSE)
+            await wait(connection, facts.id, self._runtime.clock.now() + NOWHERE)
             return
         room = homing.whole_room(facts.demand, disk)
         await rehome.lock_nodes(connection, choice.node)
@@ -214,7 +216,7 @@ class Copies:
         choice = homing.copy_target(fleet, facts.demand, facts.bound, held, disk)
         if choice.node is None:
             self._runtime.log.info("nowhere to copy to", workload=facts.id, reasons=dict(choice.reasons))
-            await wait(connection, facts.id, now + PAUSE)
+            await wait(connection, facts.id, now + NOWHERE)
             return
         if busy[choice.node] >= AT_ONCE:
             return

@@ -23,7 +23,7 @@ from scheduler import rehome
 from scheduler.facts import Facts, facts_of, reserved_by, wait
 from scheduler.fleet import Room
 
-# Before another is begun, after one that failed or found no place.
+# Before another is begun, after one that failed.
 PAUSE = timedelta(minutes=2)
 
 _COMPLETE = """
