@@ -60,7 +60,8 @@ class Shelf(Generic[M]):
     def __init__(self, folder: Path, kind: type[M], *, durable: bool = True) -> None:
         """Not `durable`: what a power cut takes, somebody else still knows and says again."""
         self._folder = folder
-        self._drafts = folder.parent / "drafts"
+        # Its own: shelves have the same keys, and one must not take away the other's draft.
+        self._drafts = folder.parent / "drafts" / folder.name
         self._kind = kind
         self._write = write_durably if durable else write
         self._kept: dict[str, M] = {}
@@ -68,7 +69,7 @@ class Shelf(Generic[M]):
 
     def open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._drafts.mkdir(exist_ok=True)
+        self._drafts.mkdir(parents=True, exist_ok=True)
         self._kept = {}
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             try:
@@ -86,13 +87,26 @@ class Shelf(Generic[M]):
         return len(self._kept)
 
     async def put(self, key: str, value: M) -> None:
-        """Readers see it at once; it is on disk when this returns."""
-        if self._kept.get(key) == value:
+        """Readers see it at once; it is on disk when this returns. What could not be written is not kept, so
+        that whoever says it again is heard."""
+        before = self._kept.get(key)
+        if before == value:
             return
         self._kept[key] = value
         async with self._writing.setdefault(key, asyncio.Lock()):
             text = value.model_dump_json(indent=1)
-            await asyncio.to_thread(self._write, self._path(key), text, self._drafts)
+            try:
+                await asyncio.to_thread(self._write, self._path(key), text, self._drafts)
+            except OSError:
+                if self._kept.get(key) is value:
+                    self._take_back(key, before)
+                raise
+
+    def _take_back(self, key: str, before: M | None) -> None:
+        if before is None:
+            del self._kept[key]
+        else:
+            self._kept[key] = before
 
     async def remove(self, key: str) -> None:
         if self._kept.pop(key, None) is None:
