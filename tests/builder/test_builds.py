@@ -301,7 +301,8 @@ async def test_a_build_nobody_waits_for_is_stopped(gateway: Gateway, images: Fak
 
     await eventually(begun, what="the build")
     began = asyncio.get_running_loop().time()
-    for request in (running, waiting, unheard):
+    # The one under way last: its end makes room for one that waits.
+    for request in (waiting, unheard, running):
         told = events.DeploymentCancelled(
             deployment=request.deployment,
             workload=request.workload,
