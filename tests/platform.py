@@ -18,6 +18,7 @@ from pathlib import Path
 
 import docker
 from docker.models.containers import Container
+from embedded.leftovers import unmount_below
 from embedded.traefik import Traefik
 from runtime.permissions import SERVICES
 
@@ -136,7 +137,7 @@ class Platform:
         return (self.folder / f"{name}.log").read_text()
 
     def sweep(self) -> None:
-        """Whatever tenants' containers and networks of this node are left."""
+        """Whatever tenants' containers, networks and mounted volumes of this node are left."""
         client = docker.from_env()
         try:
             for container in client.containers.list(
@@ -147,6 +148,7 @@ class Platform:
                 network.remove()
         finally:
             client.close()
+        unmount_below(self.folder)
 
 
 def reachable_by_nodes(running: Servers, api_port: int) -> dict[str, str]:
