@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import docker
+import httpx
 import pytest
 from embedded.engine import Engine
 from embedded.web import get
@@ -68,8 +69,24 @@ class Operator:
         for argv in (["ip", "link"], ["iptables-save"]):
             said_text = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
             found += [line for line in said_text.splitlines() if PREFIX in line.lower()]
-        found += [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.state) in line]
-        return found
+        return found + self.mounts()
+
+    def mounts(self) -> list[str]:
+        return [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.state) in line]
+
+    def give_volume(self) -> None:
+        """To the first app; returns when an instance has it."""
+        known = json.loads((self.state / "administrator.json").read_text())
+        with httpx.Client(base_url=f"http://127.0.0.1:{self.settings['BERTH_API_PORT']}") as client:
+            logged_in = client.post("/api/auth/login", json=known).raise_for_status().json()
+            client.headers["Authorization"] = f"Bearer {logged_in['token']}"
+            [app] = client.get("/api/paas/apps").raise_for_status().json()["apps"]
+            wanted = {"name": "data", "path": "/data", "size_mb": 16}
+            client.post(f"/api/paas/apps/{app['id']}/volumes", json=wanted).raise_for_status()
+        end = time.monotonic() + 30
+        while not self.mounts():
+            assert time.monotonic() < end
+            time.sleep(0.2)
 
 
 @pytest.fixture
@@ -100,6 +117,7 @@ def test_up_again_and_down_and_up(operator: Operator) -> None:
     assert operator.up().splitlines()[-4:] == said.splitlines()[-4:]
     assert operator.instances() == [instance]
 
+    operator.give_volume()
     assert operator.berth("down").returncode == 0
     assert operator.traces() == []
     assert operator.berth("status").returncode == 1

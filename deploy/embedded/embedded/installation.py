@@ -23,7 +23,7 @@ from runtime.permissions import CUTTER, nats_config
 from runtime.secrets import derive, new_secret, read_or_create
 from runtime.settings import RuntimeSettings
 
-from embedded import instances
+from embedded import instances, leftovers
 from embedded.daemon import Daemon, environment, write_if_new
 from embedded.engine import Engine, answers
 from embedded.images import Images, stacks_of, trusted
@@ -263,6 +263,8 @@ class Installation:
             # Their addresses are free now, and may be somebody else's at the next start.
             for route in self.traefik.routes.glob("*"):
                 route.unlink()
+        # Volumes of apps: their files stay, and are mounted again at the next start.
+        leftovers.unmount_below(self.state / "nodes")
         _all_at_once(self.traefik.stop, self.nats.stop, self.postgres.stop, self.engine.stop)
 
     # --- what its processes are told ---------------------------------------------------------------------
