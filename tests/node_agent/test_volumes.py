@@ -91,11 +91,17 @@ async def test_another_organization_does_not_get_it(volumes: LoopVolumes) -> Non
         await volumes.attach(one, APP, UID + 1000)
 
 
-async def test_what_cannot_be_allocated_is_said_and_leaves_nothing(volumes: LoopVolumes) -> None:
+async def test_what_cannot_be_allocated_is_said_and_leaves_nothing(
+    volumes: LoopVolumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated: list[int] = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: allocated.append(1))
     huge = volume(1_048_576)
     with pytest.raises(ProviderFailed, match="no room for the volume data of 1048576 MB"):
         await volumes.attach(huge, APP, UID)
     assert volumes.of(APP) == set()
+    # Nobody else's disk was full meanwhile.
+    assert not allocated
 
 
 async def test_encrypted_data_is_not_on_the_disk(volumes: LoopVolumes, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ some days. Blocking work runs in threads; called by the keepers before an instan
 """
 
 import asyncio
+import errno
 import os
 import shutil
 import struct
@@ -223,9 +224,15 @@ class LoopVolumes:
 
 
 def _allocate(file: Path, volume: Volume) -> None:
+    wanted = volume.size_mb * _MIB
     try:
         with file.open("ab") as opened:
-            os.posix_fallocate(opened.fileno(), 0, volume.size_mb * _MIB)
+            missing = wanted - os.fstat(opened.fileno()).st_blocks * 512
+            disk = os.statvfs(opened.fileno())
+            if missing > disk.f_bavail * disk.f_frsize:
+                # Trying would leave nobody else any room until it failed.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.posix_fallocate(opened.fileno(), 0, wanted)
             os.fsync(opened.fileno())
     except OSError as error:
         raise ProviderFailed(
