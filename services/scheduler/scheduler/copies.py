@@ -32,6 +32,12 @@ NOWHERE = timedelta(seconds=20)
 # A move whose instances have ended goes back when nothing has come over for so long.
 PATIENCE = timedelta(minutes=3)
 
+# Without data there is nothing to look for, and a platform that has none looks by one question.
+_DATA = """
+select exists (select from workload where bound is not null) or exists (select from copy)
+    or exists (select from transfer)
+"""
+
 _LOST = """
 select w.id from workload w left join node n on n.name = w.bound
 where w.bound is not null and (n.name is null or n.status = 'offline')
@@ -114,11 +120,22 @@ class Copies:
         # Only read: what is taken is taken from rows under lock.
         self._roster = Roster(pack=False)
         self._nudge: Callable[[], None] = lambda: None
+        # Whether there was any at the last look: what went with the last of it is told once more.
+        self._had_data = True
 
     def on_change(self, call: Callable[[], None]) -> None:
         self._nudge = call
 
     async def work(self) -> None:
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            row = await (await connection.execute(_DATA, prepare=True)).fetchone()
+        has_data = row is not None and bool(row[0])
+        if has_data or self._had_data:
+            await self._look_after()
+        self._had_data = has_data
+
+    async def _look_after(self) -> None:
         now = self._runtime.clock.now()
         await self._each(_LOST, (BATCH,), self._go_on)
         await self._each(_UNDER_WAY, (now - PATIENCE,), self._moves.judge)
