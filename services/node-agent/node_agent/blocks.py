@@ -22,10 +22,6 @@ def digest(block: bytes) -> bytes:
     return hashlib.blake2b(block, digest_size=DIGEST).digest()
 
 
-def is_zero(block: bytes) -> bool:
-    return block == _ZEROS[: len(block)]
-
-
 def zero_digest(length: int = BLOCK) -> bytes:
     return _ZERO if length == BLOCK else digest(_ZEROS[:length])
 

@@ -22,7 +22,7 @@ from contracts.model import Model, Moment
 from pydantic import ValidationError
 
 from node_agent.blocks import Image, digest
-from node_agent.shelf import sync_folder, write_durably
+from node_agent.shelf import sync_folder, write_alone
 
 log = structlog.get_logger("node-agent.holdings")
 
@@ -62,8 +62,8 @@ def digests_of(folder: Path, volume: str) -> Path:
 class Draft:
     """The next copy of a workload on its way: blocks, and what is known of all of them."""
 
-    def __init__(self, folder: Path, base: Path, workload: str, offered: Mapping[str, OfferedVolume]) -> None:
-        self.folder, self._base, self._workload = folder, base, workload
+    def __init__(self, folder: Path, base: Path, offered: Mapping[str, OfferedVolume]) -> None:
+        self.folder, self._base = folder, base
         # A thread that was left behind must not write to what has been closed.
         self._guard = threading.Lock()
         self._closed = False
@@ -155,10 +155,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    drafts = folder / "new"
-    drafts.mkdir(exist_ok=True)
-    write_durably(folder / MANIFEST, manifest.model_dump_json(indent=1), drafts)
-    drafts.rmdir()
+    write_alone(folder / MANIFEST, manifest.model_dump_json(indent=1))
 
 
 class Holdings:
@@ -196,7 +193,7 @@ class Holdings:
     def begin(self, workload: str, offered: Mapping[str, OfferedVolume]) -> Draft:
         with self.alone(workload):
             self.finish(workload)
-            return Draft(self._drafts / workload, self.folder(workload), workload, offered)
+            return Draft(self._drafts / workload, self.folder(workload), offered)
 
     def apply(self, workload: str) -> Manifest:
         """Makes a committed draft the copy; again, where that was cut off."""

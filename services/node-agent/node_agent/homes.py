@@ -20,8 +20,8 @@ from contracts.workload import NodeWorkload
 from pydantic import TypeAdapter, ValidationError
 
 from node_agent.holdings import MANIFEST, Holdings, Manifest, image_of
-from node_agent.shelf import sync_folder, write_durably
-from node_agent.volumes import Volumes
+from node_agent.shelf import sync_folder, write_alone
+from node_agent.volumes import Volumes, take_room
 
 log = structlog.get_logger("node-agent.homes")
 
@@ -135,14 +135,11 @@ def _allocate(image: Path) -> None:
     """Nobody else's writes can make it fail from now on: its blocks are its own."""
     try:
         with image.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, image.stat().st_size)
+            take_room(file.fileno(), image.stat().st_size)
             os.fsync(file.fileno())
     except OSError as error:
         raise ProviderFailed(f"there is no room for its volumes: {error.strerror}") from error
 
 
 def _record(folder: Path, number: int) -> None:
-    drafts = folder / "new"
-    drafts.mkdir(exist_ok=True)
-    write_durably(folder / _RECORD, Home(number=number).model_dump_json(), drafts)
-    drafts.rmdir()
+    write_alone(folder / _RECORD, Home(number=number).model_dump_json())

@@ -33,6 +33,14 @@ def write_durably(path: Path, text: str, drafts: Path) -> None:
     sync_folder(path.parent)
 
 
+def write_alone(path: Path, text: str) -> None:
+    """In a folder that has none beside it for drafts."""
+    drafts = path.parent / "new"
+    drafts.mkdir(exist_ok=True)
+    write_durably(path, text, drafts)
+    drafts.rmdir()
+
+
 def write(path: Path, text: str, drafts: Path) -> None:
     """Whole or not at all, unless the power goes."""
     draft = drafts / path.name

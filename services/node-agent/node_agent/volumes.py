@@ -223,16 +223,20 @@ class LoopVolumes:
                 yield VolumeUsage(file.stem, file.parent.name, size - found.f_bfree * found.f_frsize, size)
 
 
+def take_room(descriptor: int, size: int) -> None:
+    """All blocks of a file of this size; `OSError` when the disk has them not."""
+    missing = size - os.fstat(descriptor).st_blocks * 512
+    disk = os.statvfs(descriptor)
+    if missing > disk.f_bavail * disk.f_frsize:
+        # Trying would leave nobody else any room until it failed.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.posix_fallocate(descriptor, 0, size)
+
+
 def _allocate(file: Path, volume: Volume) -> None:
-    wanted = volume.size_mb * _MIB
     try:
         with file.open("ab") as opened:
-            missing = wanted - os.fstat(opened.fileno()).st_blocks * 512
-            disk = os.statvfs(opened.fileno())
-            if missing > disk.f_bavail * disk.f_frsize:
-                # Trying would leave nobody else any room until it failed.
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.posix_fallocate(opened.fileno(), 0, wanted)
+            take_room(opened.fileno(), volume.size_mb * _MIB)
             os.fsync(opened.fileno())
     except OSError as error:
         raise ProviderFailed(
