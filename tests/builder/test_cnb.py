@@ -309,11 +309,20 @@ def test_a_layer_is_taken_when_both_its_digests_hold(compressed: bool) -> None:
 @pytest.mark.parametrize(
     ("packed", "named", "content", "most", "words"),
     [
-        (gzip.compress(b"data"), b"other", b"data", 100, "not what its digest says"),
-        (gzip.compress(b"data"), None, b"other", 100, "does not hold what"),
-        (gzip.compress(b"data")[:-9], None, b"data", 100, "could not be unpacked"),
-        (b"no gzip", None, b"data", 100, "could not be unpacked"),
-        (gzip.compress(b"\0" * 2**22), None, b"\0" * 2**22, 2**21, "unpacks to more than 2 MiB"),
+        pytest.param(
+            gzip.compress(b"data"), b"other", b"data", 100, "not what its digest says", id="another digest"
+        ),
+        pytest.param(gzip.compress(b"data"), None, b"other", 100, "does not hold what", id="another content"),
+        pytest.param(gzip.compress(b"data")[:-9], None, b"data", 100, "could not be unpacked", id="cut off"),
+        pytest.param(b"no gzip", None, b"data", 100, "could not be unpacked", id="no gzip"),
+        pytest.param(
+            gzip.compress(b"\0" * 2**22),
+            None,
+            b"\0" * 2**22,
+            2**21,
+            "unpacks to more than 2 MiB",
+            id="a bomb",
+        ),
     ],
 )
 def test_layers_that_are_not_taken(
