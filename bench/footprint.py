@@ -21,6 +21,7 @@ from embedded.traefik import Traefik
 from runtime.permissions import SERVICES
 from runtime.telemetry import configure_logging
 
+from bench.node_python import node_python
 from bench.pairs import at_most, in_turn, ratio, report
 from bench.processes import cpu_seconds, pss_mb, rss_mb
 from bench.scratch import scratch
@@ -69,8 +70,10 @@ async def bare(folder: Path) -> AsyncIterator[Parts]:
 
 
 @asynccontextmanager
-async def whole(folder: Path, *groups: tuple[str, ...]) -> AsyncIterator[Parts]:
-    async with platform(folder, NODE, *groups) as here:
+async def whole(
+    folder: Path, *groups: tuple[str, ...], agent_python: str = sys.executable
+) -> AsyncIterator[Parts]:
+    async with platform(folder, NODE, *groups, agent_python=agent_python) as here:
         servers = _running(here.running.postgres, here.running.nats, here.traefik)
         yield servers | {name: process.pid for name, process in here.processes.items()}
 
@@ -102,9 +105,9 @@ class Bench:
                 return _told("bare parts", parts)
 
     async def agent(self) -> float:
-        """All its pages, for on a node of its own it shares them with nobody."""
+        """As a node has it installed. All its pages, for there it shares them with nobody."""
         with scratch() as folder:
-            async with whole(folder, SERVICES, (AGENT,)) as parts:
+            async with whole(folder, SERVICES, (AGENT,), agent_python=node_python()) as parts:
                 await asyncio.sleep(SETTLE)
                 return rss_mb(parts[AGENT])
 

@@ -29,6 +29,7 @@ from runtime.streams import declare
 from runtime.telemetry import Telemetry, configure_logging
 
 from bench.deploy import run
+from bench.node_python import node_python
 from bench.pairs import at_most, in_turn, ratio, report
 from bench.processes import cpu_seconds, rss_mb
 from bench.scratch import scratch
@@ -110,7 +111,9 @@ class Orders:
 async def agent() -> AsyncIterator[tuple[Platform, Orders]]:
     """As operators run it, but that whoever leaves need not be drained."""
     with scratch() as folder:
-        async with platform(folder, NODE, ("node-agent",), NODE_AGENT_DRAIN_SECONDS="0") as here:
+        async with platform(
+            folder, NODE, ("node-agent",), agent_python=node_python(), NODE_AGENT_DRAIN_SECONDS="0"
+        ) as here:
             client = await nats.connect(here.running.nats.url, user=EVERYTHING, password=SECRET)
             bus = Bus(here.running.nats.url, EVERYTHING, SECRET, Telemetry(None))
             await bus.connect(with_broker=False)

@@ -41,6 +41,8 @@ class Platform:
     settings: dict[str, str]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ops: dict[str, int] = field(default_factory=dict)
+    # Of an agent that has a process to itself.
+    agent_python: str = sys.executable
 
     @property
     def api(self) -> str:
@@ -69,7 +71,7 @@ class Platform:
             self.processes[name] = subprocess.Popen(
                 [
                     *DIES_WITH_US,
-                    sys.executable,
+                    self.agent_python if name == "node-agent" else sys.executable,
                     "-W",
                     "error::ResourceWarning",
                     "-m",
@@ -182,7 +184,12 @@ def _kill_group(pid: int | None) -> None:
 
 @asynccontextmanager
 async def platform(
-    folder: Path, node: str, *groups: Sequence[str], public_host: str | None = None, **settings: str
+    folder: Path,
+    node: str,
+    *groups: Sequence[str],
+    public_host: str | None = None,
+    agent_python: str = sys.executable,
+    **settings: str,
 ) -> AsyncIterator[Platform]:
     """`groups`: which services share a process; none: all in one."""
     with servers(folder / "servers", "berth", public_host) as running:
@@ -212,6 +219,7 @@ async def platform(
                     **reachable_by_nodes(running, api_port),
                     **settings,
                 },
+                agent_python=agent_python,
             )
             # What a run that was cut off has left must not be taken for ours.
             opened.sweep()
