@@ -246,6 +246,9 @@ async def test_an_organization_sees_its_own_rows_only(harness: Harness) -> None:
         )
     async with looking.store.transaction(mine) as tx:
         assert [row.name for row in await tx.execute(text("select name from thing"))] == ["mine"]
+    names = "select name from gateway.thing where name like %s order by name limit %s"
+    assert await looking.store.look(names, ("%", 9)) == [("mine",), ("other",)]
+    assert await looking.store.look("select exists (select from gateway.thing)") == [(True,)]
     # A connection that said nothing sees nothing.
     assert await looking.store.read("select name from gateway.thing") == []
 

@@ -69,6 +69,7 @@ class Host:
         self._relay = Relay(service.name, store, runtime.bus, runtime.telemetry, self.batch)
         # Every commit nudges it; by itself it looks only for what a process that died has left.
         relay = Loop("relay", self._relay.send, every=5.0)
+        store.on_publish(self._relay.tell)
         store.on_publish(relay.nudge)
         self._supervise(relay)
         delivery = Delivery(

@@ -17,6 +17,7 @@ from runtime.telemetry import Telemetry
 
 log = structlog.get_logger("runtime.outbox")
 
+_ANY = "select exists (select from outbox)"
 _TAKE = (
     "delete from outbox where id in "
     "(select id from outbox order by id limit %s for update skip locked) "
@@ -31,10 +32,18 @@ class Relay:
     bus: Bus
     telemetry: Telemetry
     batch: int
+    _told: bool = False
+
+    def tell(self) -> None:
+        """There are events, and `send` is called next."""
+        self._told = True
 
     async def send(self) -> bool:
         """True when there may be more."""
         if not self.bus.connected:
+            return False
+        told, self._told = self._told, False
+        if not told and not (await self.store.read(_ANY))[0][0]:
             return False
         async with self.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
@@ -49,7 +58,8 @@ class Relay:
             ]
             await self.bus.publish_all(messages)
         self.telemetry.relayed.labels(self.service).inc(len(rows))
-        return len(rows) == self.batch
+        self._told = self._told or len(rows) == self.batch
+        return self._told
 
     async def drain(self, seconds: float) -> None:
         """At the end of a process: send what is left, as long as somebody listens."""

@@ -210,6 +210,12 @@ class Store:
         except OperationalError as error:
             raise Unavailable("the database does not answer; try again") from error
 
+    async def look(self, select: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """What `select` finds among every organization's rows, in one round trip: for loops. Mostly they find
+        nothing, and need no transaction to learn it."""
+        everywhere = f"select * from ({select}) everywhere where scope.organization is not null"
+        return await self.read(scoped(everywhere), (PLATFORM, *parameters))
+
     async def _read(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         # The pool's own context would commit as well, which takes a tenth of the whole and does nothing here.
         connection = await self._reads.getconn()

@@ -92,7 +92,7 @@ def create(
         listens={JobOutput: functools.partial(jobs.heard, desk)},
         loops=[
             Loop("sweep", functools.partial(sweeps.sweep, desk), every=15.0),
-            Loop("cron", functools.partial(cron.tick, desk), every=2.0),
+            Loop("cron", functools.partial(cron.tick, desk), every=5.0),
             Loop("scale", functools.partial(scale_by_rules, desk), every=30.0),
             Loop("tidy", functools.partial(sweeps.tidy, desk), every=300.0),
         ],

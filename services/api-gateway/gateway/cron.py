@@ -25,6 +25,7 @@ router = APIRouter(prefix="/api/paas/apps/{app}/cron", tags=["jobs"])
 MOST = 50
 _FIELDS = 5
 _BATCH = 100
+_DUE = "select id, workload from cron where active and next_at <= %s order by next_at limit %s"
 
 
 def next_after(schedule: str, moment: datetime) -> datetime:
@@ -160,10 +161,7 @@ async def _view(tx: Tx, row: CronRow) -> CronView:
 async def tick(desk: Desk) -> bool:
     """Begins what is due; True when there may be more."""
     now = desk.clock.now()
-    async with desk.store.transaction(PLATFORM) as tx:
-        due = select(CronRow.id, CronRow.workload).where(CronRow.active, CronRow.next_at <= now)
-        rows = await tx.execute(due.order_by(CronRow.next_at).limit(_BATCH))
-        found = [(row.id, row.workload) for row in rows]
+    found = await desk.store.look(_DUE, (now, _BATCH))
     for cron, workload in found:
         async with desk.store.transaction(PLATFORM) as tx:
             row = await workloads.find(tx, workload)

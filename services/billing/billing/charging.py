@@ -35,6 +35,8 @@ where organization = %(organization)s and started_at < %(end)s
     and (stopped_at is null or stopped_at > %(start)s)
 """
 
+_ANY_DUE = "select exists (select from due where retry_at is null or retry_at <= now())"
+
 _CHARGED = """
 select instance, min(workload), sum(seconds)::bigint, sum(micros)::bigint, max(round)
 from charge where organization = %s and period = %s group by instance
@@ -75,6 +77,8 @@ class Charging:
 
     async def charge(self) -> bool:
         """One organization's period, in one transaction; False when nothing is due."""
+        if not (await self._runtime.store.look(_ANY_DUE))[0][0]:
+            return False
         ended = None
         try:
             async with self._runtime.store.transaction(PLATFORM) as tx:

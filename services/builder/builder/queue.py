@@ -40,6 +40,11 @@ _RETRY_SECONDS = (2.0, 10.0)
 # How soon a holder learns that nobody waits for his build any more.
 _LOOK_SECONDS = 0.5
 # One claim at a time, on all builders: whose turn it is depends on what every other is doing.
+_ANY_WAITS = """
+select exists (
+    select from build where state in ('queued', 'building') and (lease_until is null or lease_until < now())
+)
+"""
 _TURN = select(func.pg_advisory_xact_lock(0x6275696C64))
 _MINE = scoped(
     "select 1 from build where scope.organization is not null and id = %s and lease_holder = %s limit 1"
@@ -140,6 +145,8 @@ class Queue:
     # --- one build at a time ---------------------------------------------------------------------------
 
     async def claim(self) -> Claimed | None:
+        if not (await self._runtime.store.look(_ANY_WAITS))[0][0]:
+            return None
         holder = new_id("hld")
         async with self._runtime.store.transaction(PLATFORM) as tx:
             await tx.execute(_TURN)

@@ -26,6 +26,8 @@ select hostname, workload, organization, revision, released_at is not null
 from hostname where written < revision order by hostname limit %s for no key update skip locked
 """
 
+_ANY = "select exists (select from hostname where written < revision)"
+
 _WRITTEN = """
 update hostname set written = done.revision, revision = done.revision
 from unnest(%s::text[], %s::bigint[]) as done(hostname, revision) where hostname.hostname = done.hostname
@@ -53,6 +55,8 @@ class Projection:
     async def project(self) -> bool:
         """Writes what is not written yet; what fails is left for the next time, and stops nothing."""
         if not self._runtime.bus.connected:
+            return False
+        if not (await self._runtime.store.look(_ANY))[0][0]:
             return False
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()

@@ -127,10 +127,7 @@ class Copies:
         self._nudge = call
 
     async def work(self) -> None:
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            connection = await tx.connection()
-            row = await (await connection.execute(_DATA, prepare=True)).fetchone()
-        has_data = row is not None and bool(row[0])
+        [(has_data,)] = await self._runtime.store.look(_DATA)
         if has_data or self._had_data:
             await self._look_after()
         self._had_data = has_data

@@ -6,7 +6,7 @@ for events and as loops.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -179,7 +179,7 @@ class Jobs:
             await connection.execute(_FORGET, (self._runtime.clock.now() - KEPT,))
 
     async def _place(self) -> bool:
-        waiting = [row[0] for row in await self._read(_WAITING, (BATCH,))]
+        waiting = [row[0] for row in await self._runtime.store.look(_WAITING, (BATCH,))]
         for job in waiting:
             try:
                 async with self._runtime.store.transaction(PLATFORM) as tx:
@@ -226,7 +226,7 @@ class Jobs:
 
     async def _reap(self) -> None:
         overdue = self._runtime.clock.now() - OVERDUE
-        for (job,) in await self._read(_OVERDUE, (overdue, overdue, BATCH)):
+        for (job,) in await self._runtime.store.look(_OVERDUE, (overdue, overdue, BATCH)):
             async with self._runtime.store.transaction(PLATFORM) as tx:
                 row = await tx.get(JobRow, job, lock=True)
                 if row is not None and row.state == "placed":
@@ -253,10 +253,6 @@ class Jobs:
         tx.after_commit(self._nudge)
         self._runtime.log.info("job ended", job=row.id, kind=row.kind, outcome=ended.outcome)
 
-    async def _read(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            return await (await (await tx.connection()).execute(sql, parameters)).fetchall()
-
     # --- the bucket --------------------------------------------------------------------------------
 
     async def _project(self) -> None:
@@ -268,13 +264,13 @@ class Jobs:
             async with self._runtime.store.transaction(PLATFORM) as tx:
                 await (await tx.connection()).execute(_SAY_ALL_AGAIN)
             self._connection = connection
-        for (job,) in await self._read(_UNWRITTEN, (BATCH,)):
+        for (job,) in await self._runtime.store.look(_UNWRITTEN, (BATCH,)):
             async with self._runtime.store.transaction(PLATFORM) as tx:
                 row = await tx.get(JobRow, job, lock=True)
                 if row is not None and row.state == "placed" and row.node is not None:
                     await self._bucket.put(f"{row.node}.{row.id}", self._told(row, row.node))
                     row.written = True
-        over = await self._read(_KEYS, (BATCH,))
+        over = await self._runtime.store.look(_KEYS, (BATCH,))
         if over:
             await asyncio.gather(*(self._bucket.delete(f"{node}.{job}") for node, job in over))
             async with self._runtime.store.transaction(PLATFORM) as tx:

@@ -105,9 +105,7 @@ class Projection:
             return
         after, failed = ("", ""), None
         while True:
-            async with self._runtime.store.transaction(PLATFORM) as tx:
-                connection = await tx.connection()
-                rows = await (await connection.execute(_UNWRITTEN, (*after, PAGE), prepare=True)).fetchall()
+            rows = await self._runtime.store.look(_UNWRITTEN, (*after, PAGE))
             if not rows:
                 break
             began = self._runtime.clock.now()
