@@ -32,17 +32,15 @@ def _end(seconds: float) -> Any:
 async def claim(tx: Tx, row: type[L], *where: Any, holder: str, seconds: float, order_by: Any) -> L | None:
     """The first free row that fits, now held by `holder`; rows others are claiming are passed over."""
     free = or_(row.lease_until.is_(None), row.lease_until < func.now())
-    found = await tx.one(
-        select(row).where(*where, free).order_by(order_by).limit(1).with_for_update(skip_locked=True)
+    primary = row.__mapper__.primary_key[0]  # type: ignore[attr-defined]
+    first = select(primary).where(*where, free).order_by(order_by).limit(1).with_for_update(skip_locked=True)
+    return await tx.one(
+        update(row)
+        .where(primary == first.scalar_subquery())
+        .values(lease_holder=holder, lease_until=_end(seconds), attempts=row.attempts + 1)
+        .returning(row)
+        .execution_options(populate_existing=True)
     )
-    if found is None:
-        return None
-    found.lease_holder = holder
-    found.lease_until = _end(seconds)
-    found.attempts += 1
-    await tx.flush()
-    await tx.session.refresh(found)
-    return found
 
 
 async def renew(store: Store, row: type[L], key: Any, holder: str, seconds: float) -> bool:

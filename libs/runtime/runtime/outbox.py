@@ -12,7 +12,7 @@ import structlog
 from contracts.errors import Unavailable
 
 from runtime.bus import Bus, Outgoing
-from runtime.store import PLATFORM, Store
+from runtime.store import Store
 from runtime.telemetry import Telemetry
 
 log = structlog.get_logger("runtime.outbox")
@@ -45,8 +45,7 @@ class Relay:
         told, self._told = self._told, False
         if not told and not (await self.store.read(_ANY))[0][0]:
             return False
-        async with self.store.transaction(PLATFORM) as tx:
-            connection = await tx.connection()
+        async with self.store.direct() as connection:
             cursor = await connection.execute(_TAKE, (self.batch,), prepare=True, binary=True)
             rows = await cursor.fetchall()
             if not rows:

@@ -14,10 +14,11 @@ from contracts.events import Event
 from psycopg import AsyncConnection, OperationalError
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from sqlalchemy import URL, Executable, Result, Select, make_url, text
+from sqlalchemy import URL, Executable, Result, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from runtime.telemetry import NO_TRACE, Telemetry
 
@@ -64,10 +65,10 @@ class Tx:
     async def execute(self, statement: Executable, parameters: Any = None) -> Result[Any]:
         return await self.session.execute(statement, parameters)
 
-    async def scalars(self, statement: Select[Row]) -> list[Row]:
+    async def scalars(self, statement: TypedReturnsRows[Row]) -> list[Row]:
         return list((await self.session.scalars(statement)).all())
 
-    async def one(self, statement: Select[Row]) -> Row | None:
+    async def one(self, statement: TypedReturnsRows[Row]) -> Row | None:
         return (await self.session.scalars(statement)).one_or_none()
 
     async def connection(self) -> AsyncConnection[Any]:
@@ -196,6 +197,20 @@ class Store:
             yield session
         finally:
             await session.close()
+
+    @asynccontextmanager
+    async def direct(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A transaction on the chassis's own tables, which are no organization's: past SQLAlchemy, for what
+        every event goes through."""
+        try:
+            connection = await self._reads.getconn()
+            try:
+                async with connection.transaction():
+                    yield connection
+            finally:
+                await self._reads.putconn(connection)
+        except OperationalError as error:
+            raise Unavailable("the database does not answer; try again") from error
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """One statement in its own transaction. It sets the organization's scope itself: see `scoped`."""

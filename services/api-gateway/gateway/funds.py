@@ -1,20 +1,18 @@
 """What an organization may spend, as far as the gateway knows."""
 
 from runtime.store import Tx
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
 from gateway.tables import CreditRow, WalletRow
 
 
 async def of(tx: Tx, organization: str) -> int:
     """Micros. Credit granted since billing's last word is on its way there, and counts already."""
-    said = await tx.execute(
-        select(WalletRow.micros, WalletRow.said_at).where(WalletRow.organization == organization)
+    wallet = WalletRow.organization == organization
+    last_word = select(WalletRow.said_at).where(wallet).scalar_subquery()
+    granted = select(func.sum(CreditRow.micros)).where(
+        CreditRow.organization == organization, or_(last_word.is_(None), CreditRow.created_at > last_word)
     )
-    wallet = said.one_or_none()
-    granted = select(func.coalesce(func.sum(CreditRow.micros), 0)).where(
-        CreditRow.organization == organization
-    )
-    if wallet is not None:
-        granted = granted.where(CreditRow.created_at > wallet.said_at)
-    return int(await tx.one(granted) or 0) + (wallet.micros if wallet else 0)
+    said = select(WalletRow.micros).where(wallet)
+    parts = [func.coalesce(part.scalar_subquery(), 0) for part in (said, granted)]
+    return int((await tx.execute(select(parts[0] + parts[1]))).scalar_one())

@@ -64,15 +64,18 @@ _PRUNE = text(
     """
 )
 
+_IS_THERE = scoped(
+    "select w.id from workload w "
+    "where w.organization = scope.organization and w.id = %s and w.state <> 'deleted'"
+)
+
 
 @router.post("/apps/{app}/source", status_code=201, openapi_extra=_ARCHIVE)
 async def upload_source(app: str, request: Request, caller: Member) -> SourceView:
     """The next deployment without a Git repository builds the source uploaded last."""
     desk = caller.desk
-    async with desk.store.transaction(caller.organization) as tx:
-        row = await tx.get(WorkloadRow, app)
-        if row is None or row.state == "deleted":
-            raise workloads.no_such_app(app)
+    if not await desk.store.read(_IS_THERE, (caller.organization, app)):
+        raise workloads.no_such_app(app)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
         archive: BinaryIO = file  # type: ignore[assignment]
         digest, size = await _receive(desk, request, archive)

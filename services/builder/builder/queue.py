@@ -76,12 +76,12 @@ class Queue:
 
     async def requested(self, event: DeploymentRequested, tx: Tx) -> None:
         """Also what the healing loop calls: an event that was lost, doubled or late makes no difference."""
-        await self._enter(tx, event, event.model_dump_json(), event.number, event.environment)
-        row = await tx.one(select(BuildRow).where(BuildRow.deployment == event.deployment))
-        if row is not None and row.result is not None and row.finished_at is not None:
-            if row.finished_at < self._runtime.clock.now() - _TOLD:
-                tx.publish(_finished(row, _RESULT.validate_json(row.result), row.finished_at))
-            return
+        if not await self._enter(tx, event, event.model_dump_json(), event.number, event.environment):
+            row = await tx.one(select(BuildRow).where(BuildRow.deployment == event.deployment))
+            if row is not None and row.result is not None and row.finished_at is not None:
+                if row.finished_at < self._runtime.clock.now() - _TOLD:
+                    tx.publish(_finished(row, _RESULT.validate_json(row.result), row.finished_at))
+                return
         await self._supersede(tx, event.workload)
         tx.after_commit(self._nudge)
 
@@ -102,8 +102,9 @@ class Queue:
         request: str,
         number: int,
         environment: str,
-    ) -> None:
-        await tx.execute(
+    ) -> bool:
+        """False when it is known already."""
+        entered = await tx.execute(
             insert(BuildRow)
             .values(
                 id=new_id("bld"),
@@ -116,7 +117,9 @@ class Queue:
                 state="queued",
             )
             .on_conflict_do_nothing(index_elements=[BuildRow.deployment])
+            .returning(BuildRow.id)
         )
+        return entered.first() is not None
 
     async def _supersede(self, tx: Tx, workload: str) -> None:
         newer = aliased(BuildRow)

@@ -136,10 +136,14 @@ class Placing:
     async def place(self) -> bool:
         """True when there may be more to place."""
         await self._evacuate()
-        turns = iter(range(BATCHES))
-        outcomes = await asyncio.gather(
-            self._place_batches(turns), self._place_batches(turns), return_exceptions=True
-        )
+        outcomes: Sequence[bool | BaseException]
+        outcomes = await asyncio.gather(self._place_batch(), return_exceptions=True)
+        if outcomes[0] is True:
+            # One is written while the next is decided.
+            turns = iter(range(BATCHES))
+            outcomes = await asyncio.gather(
+                self._place_batches(turns), self._place_batches(turns), return_exceptions=True
+            )
         broken = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for error in broken:
             if isinstance(error, Unavailable) or not isinstance(error, Exception):
