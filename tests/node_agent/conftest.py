@@ -18,6 +18,7 @@ from node_agent.engine import ContainerEngine
 from node_agent.settings import NodeAgentSettings
 from runtime.bus import Bus
 from runtime.host import Host
+from runtime.tasks import end
 
 from tests.harness import Harness, eventually, free_port
 from tests.ports.engines import DockerHands, docker_hands
@@ -112,9 +113,7 @@ class World:
         """SIGKILL as far as a task can tell: nothing is put in order."""
         host = self.harness.hosts.pop("node-agent")
         stray = [task for task in asyncio.all_tasks() if task.get_name().startswith(_TASKS)]
-        for task in stray:
-            task.cancel()
-        await asyncio.gather(*stray, return_exceptions=True)
+        await end(stray, patience=0.2)
         # The kernel closes what a dead process has listened at.
         node: Any = getattr(host.service.on_stop, "__self__", None)
         await node._site.waker.close()

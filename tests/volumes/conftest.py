@@ -19,6 +19,7 @@ from node_agent.routes_file import Served
 from node_agent.settings import NodeAgentSettings
 from runtime.bus import Bus
 from runtime.host import Host
+from runtime.tasks import end
 
 from tests.harness import Harness, eventually
 from tests.node_agent.conftest import slots
@@ -92,9 +93,7 @@ class Fleet:
         """SIGKILL as far as tasks can tell; no other agent may be at work meanwhile."""
         host: Host = self.harness.hosts.pop(name)
         stray = [task for task in asyncio.all_tasks() if task.get_name().startswith(_TASKS)]
-        for task in stray:
-            task.cancel()
-        await asyncio.gather(*stray, return_exceptions=True)
+        await end(stray, patience=0.2)
         await host.runtime.bus.close()
 
     async def want(self, node: str, of: WorkloadSpec, revision: int, count: int = 1, **more: Any) -> None:

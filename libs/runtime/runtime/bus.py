@@ -32,6 +32,7 @@ from pydantic import ValidationError
 
 from runtime.bucket import Bucket
 from runtime.service import Answer, Hear
+from runtime.tasks import end
 from runtime.telemetry import NO_TRACE, Telemetry
 
 if TYPE_CHECKING:
@@ -149,9 +150,7 @@ class Bus:
 
     async def close(self) -> None:
         self._closing = True
-        for task in self._drains:
-            task.cancel()
-        await asyncio.gather(*self._drains, return_exceptions=True)
+        await end(self._drains)
         # Answers under way are finished; without a server there is nobody to give them to.
         with contextlib.suppress(NatsError, OSError, TimeoutError):
             if self._broker is not None:

@@ -10,6 +10,7 @@ from contracts.errors import Unavailable
 
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
+from runtime.tasks import end
 
 if TYPE_CHECKING:
     from runtime.outbox import Relay
@@ -119,7 +120,7 @@ class Host:
     async def stop(self) -> None:
         self.ready = False
         if self._tasks:
-            await _cancel(self._tasks)
+            await end(self._tasks, patience=1)
         if self._relay is not None:
             await self._relay.drain(3.0)
         if self.service.on_stop is not None:
@@ -128,15 +129,6 @@ class Host:
         if self.runtime.has_store:
             await self.runtime.store.close()
         log.info("stopped", service=self.service.name)
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    """Until every task has ended: libraries that use wait_for may swallow the first cancellation."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=1)
 
 
 async def _until_available(call: Any, message: str) -> None:

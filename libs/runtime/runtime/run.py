@@ -21,6 +21,7 @@ from runtime.permissions import node_name
 from runtime.runtime import Runtime
 from runtime.service import AsgiApp, Service
 from runtime.settings import RuntimeSettings
+from runtime.tasks import end
 from runtime.telemetry import Telemetry, configure_logging, exporter_for
 
 log = structlog.get_logger("runtime.run")
@@ -116,9 +117,7 @@ class Process:
         if self._http is not None and self._serving is not None:
             self._http.should_exit = True
             await self._serving
-        for task in self._starting:
-            task.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
+        await end(self._starting)
         await asyncio.gather(*(host.stop() for host in self.hosts))
         if self._ops is not None:
             await self._ops.stop()

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from runtime.bus import Bus
 from runtime.clock import Clock
 from runtime.store import Store
+from runtime.tasks import end
 
 from gateway.passwords import Passwords
 from gateway.settings import GatewaySettings
@@ -42,7 +43,4 @@ class Desk:
         task.add_done_callback(self._begun.discard)
 
     async def end(self) -> None:
-        tasks = list(self._begun)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._begun)

@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from pydantic import ValidationError
 from runtime.store import PLATFORM
+from runtime.tasks import end
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway import tickets
@@ -118,9 +119,7 @@ class Relay:
             for task in done:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
 
     async def _to_customer(self) -> None:
         while True:

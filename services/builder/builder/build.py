@@ -17,6 +17,7 @@ from contracts.errors import BerthError, InvalidInput, TooLarge, Unavailable
 from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, Commit, GitSource, ImageSource
 from runtime.runtime import Runtime
 from runtime.store import Tx
+from runtime.tasks import end
 
 from builder import classic, context, lifecycle, recipe
 from builder.build_log import LeaseLost, LogWriter
@@ -80,11 +81,11 @@ class Builds:
             if not making.done():
                 _say_why(helping)
         except asyncio.CancelledError:
-            await _stopped([making, *helping])
+            await end([making, *helping])
             await self._give_back(claimed, writer)
             raise
         finally:
-            await _stopped([making, *helping])
+            await end([making, *helping])
         if not making.cancelled():
             making.result()
 
@@ -317,9 +318,3 @@ def _say_why(helping: list[asyncio.Task[None]]) -> None:
             log.error("a build was stopped", task=task.get_name(), error=str(error))
         elif task.done():
             log.info("the lease of a build was lost", task=task.get_name())
-
-
-async def _stopped(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

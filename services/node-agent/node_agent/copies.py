@@ -14,6 +14,7 @@ from contracts.reports import CopyState
 from nats.aio.client import Client
 from pydantic import ValidationError
 from runtime.bucket import Bucket
+from runtime.tasks import end
 
 from node_agent.giving import Giver
 from node_agent.holdings import Holdings
@@ -92,8 +93,7 @@ class Copies:
         self._taken.pop(workload, None)
         task = self._tasks.pop(workload, None)
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end([task])
 
     async def _take(self, order: CopyOrder) -> None:
         site = self._site

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 from contracts.errors import BerthError
 from runtime.clock import Clock
+from runtime.tasks import end
 
 from node_agent.diff import Reason
 from node_agent.engine import ContainerEngine
@@ -49,10 +50,7 @@ class Departures:
 
     async def close(self) -> None:
         """The instances are left as they are."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks.values())
 
     def _follow(self, tenure: Tenure) -> None:
         instance = tenure.started.instance

@@ -18,6 +18,7 @@ from contracts.jobs import JobOutcome, NodeJob
 from contracts.model import Model, Moment
 from contracts.reports import JobOutput
 from contracts.sessions import Ended
+from runtime.tasks import end
 
 from node_agent.endings import words
 from node_agent.engine import Blueprint, Ending, Identity, Instance, Session
@@ -230,9 +231,7 @@ class Errand:
             await reading
             self._output.end()
         finally:
-            for task in (reading, telling, cancelling):
-                task.cancel()
-            await asyncio.gather(reading, telling, cancelling, return_exceptions=True)
+            await end((reading, telling, cancelling))
             await session.close()
         raise self._ended_by_itself(await self._site.engine.ending(self._name))
 

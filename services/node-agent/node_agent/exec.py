@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 from runtime.clock import Clock
+from runtime.tasks import end
 
 from node_agent.endings import words
 from node_agent.engine import Session
@@ -73,9 +74,7 @@ class Conversation:
                 saying.result()
             return saying.done()
         finally:
-            for task in (saying, leaving, *others):
-                task.cancel()
-            await asyncio.gather(saying, leaving, *others, return_exceptions=True)
+            await end((saying, leaving, *others))
 
     async def end(self, ended: Ended) -> None:
         await self._send(sessions.ENDED + ended.model_dump_json().encode())

@@ -31,6 +31,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from pydantic import ValidationError
+from runtime.tasks import end
 
 from node_agent.blocks import Image, digest
 from node_agent.freezing import frozen
@@ -204,10 +205,7 @@ class Giver:
                 await subscription.unsubscribe()
 
     async def close(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks)
         for workload in list(self._sessions):
             await self._sessions.pop(workload).close()
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from contracts.errors import BerthError, ProviderFailed
 from runtime.clock import Clock
+from runtime.tasks import end
 
 from node_agent.engine import ContainerEngine, Credentials
 
@@ -34,10 +35,7 @@ class Images:
         await asyncio.shield(pull)
 
     async def close(self) -> None:
-        pulls = list(self._pulls.values())
-        for pull in pulls:
-            pull.cancel()
-        await asyncio.gather(*pulls, return_exceptions=True)
+        await end(self._pulls.values())
 
     async def _pull(self, image: str) -> None:
         for pause in _PAUSES:

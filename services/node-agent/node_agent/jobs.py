@@ -15,6 +15,7 @@ from contracts.jobs import NodeJob
 from contracts.reports import JobOutput
 from pydantic import ValidationError
 from runtime.bucket import Bucket
+from runtime.tasks import end
 
 from node_agent.errand import Errand, Record, Signals, instance_of
 from node_agent.exec import Conversation
@@ -47,10 +48,7 @@ class Jobs:
 
     async def close(self) -> None:
         """The containers are left as they are."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks.values())
 
     async def follow(self, bucket: Bucket) -> None:
         async for change in bucket.watch(f"{self._site.node}.>"):

@@ -11,6 +11,7 @@ import structlog
 from contracts.errors import BerthError, Unavailable
 from contracts.workload import NodeWorkload
 from runtime.bucket import Bucket
+from runtime.tasks import end
 
 from node_agent.copies import Copies
 from node_agent.engine import EngineEvent, Instance
@@ -68,10 +69,7 @@ class Node:
 
     async def close(self) -> None:
         """The instances are left as they are."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks.values())
         await self._site.waker.close()
         await self._sessions.close()
         await self._copies.close()

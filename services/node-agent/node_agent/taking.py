@@ -27,6 +27,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from pydantic import ValidationError
 from runtime.clock import Clock
+from runtime.tasks import end
 
 from node_agent.blocks import differing, digest, zero_digest
 from node_agent.giving import ERROR
@@ -205,6 +206,4 @@ async def _all(works: Iterable[Awaitable[None]]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)

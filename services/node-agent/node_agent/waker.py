@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 from contracts.workload import NodeWorkload
 from runtime.clock import Clock
+from runtime.tasks import end
 
 from node_agent import sleep
 from node_agent.desired import Desired
@@ -93,9 +94,7 @@ class Waker:
         if self._server is None:
             return
         self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self._server.wait_closed()
 
     # --- what its keeper says of a workload ----------------------------------------------------------
