@@ -27,7 +27,7 @@ check: ready ## Style, types and who may import whom
 	@.venv/bin/lint-imports
 
 bench: ready ## Measure every figure against its baseline; NAME=deploy for one
-	@.venv/bin/python -m bench$(if $(NAME),.$(NAME))
+	@.venv/bin/python -m bench $(NAME)
 
 migrate: ready ## Bring the schemas of the running database up to date
 	@$(BERTH) with-settings migrate

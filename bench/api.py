@@ -6,7 +6,6 @@ without authentication, tenancy, metrics or traces, served by the same server wi
 
 import asyncio
 import re
-import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -112,9 +111,6 @@ async def bare_route(here: Platform, customer: Customer) -> AsyncIterator[str]:
 
 async def main() -> int:
     configure_logging("warning")
-    if shutil.which("wrk") is None:
-        sys.stderr.write("bench.api needs wrk: apt-get install wrk\n")
-        return 1
     async with opened() as bench:
         ours, bare = await in_turn(bench.ours, bench.theirs, rounds=ROUNDS)
     value, spread = ratio(ours, bare)

@@ -16,7 +16,7 @@ def node_python() -> str:
     given = bundle()
     folder = CACHE / "node-python" / given.digest[:16]
     python = folder / "venv" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet"]
+    install = [str(python), "-m", "pip", "install", "-qq"]
     done = folder / "complete"
     if not done.exists():
         with tarfile.open(fileobj=io.BytesIO(given.content)) as tar:
