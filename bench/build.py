@@ -20,14 +20,14 @@ from pathlib import Path
 import certifi
 from runtime.telemetry import configure_logging
 
-from bench.deploy import run
+from bench.deploy import SETTLE, run
 from bench.pairs import Figure, at_most, in_turn, ratio, report
 from bench.scratch import scratch
 from tests.customer import Customer, archive
 from tests.platform import ADMIN, platform
 
 ROUNDS = 9
-POLL = 0.02
+PATIENCE = 3.0
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Where a machine keeps the certificates it trusts, a company's own among them.
 BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
@@ -113,18 +113,15 @@ class Bench:
 
     async def rebuild(self, sample: Sample, files: Mapping[str, str] | None = None) -> float:
         app = self.apps[sample.name]
+        await asyncio.sleep(SETTLE)
         source = await self.customer.upload(app, archive(sample.changed() if files is None else files))
         path = f"/api/paas/apps/{app}/deploy"
         asked = await self.customer.call("POST", path, json={"source": source["id"]})
-        while True:
-            found = await self.customer.call("GET", f"/api/paas/deployments/{asked['id']}")
-            if found["image"] is not None:
-                break
-            if found["status"] not in ("queued", "building"):
-                raise RuntimeError(f"{sample.name}: {found['status']}, {found['reason']}")
-            await asyncio.sleep(POLL)
-        # Its instance comes up on nobody's time.
-        await self.customer.ended(asked["id"])
+        # Whoever asks all the time takes from what is measured; its instance comes up on nobody's time.
+        await asyncio.sleep(PATIENCE)
+        found = await self.customer.ended(asked["id"])
+        if found["image"] is None:
+            raise RuntimeError(f"{sample.name}: {found['status']}, {found['reason']}")
         return float(found["seconds"])
 
     async def by_hand(self, sample: Sample) -> float:
@@ -136,6 +133,7 @@ class Bench:
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
+            await asyncio.sleep(SETTLE)
             began = time.perf_counter()
             await run("docker", "build", "--quiet", "--tag", tag, folder)
             return time.perf_counter() - began
