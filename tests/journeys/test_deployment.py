@@ -183,6 +183,32 @@ async def test_a_new_version_takes_over_and_a_broken_one_does_not(here: Platform
 
 
 @pytest.mark.promise("R8.3")
+@pytest.mark.promise("U15")
+async def test_back_to_what_ran_before_and_built_anew(here: Platform, customer: Customer) -> None:
+    app, view = await customer.live("undo", hello("first"))
+    hostname = httpx.URL(view["url"]).host
+    [first] = (await customer.call("GET", f"/api/paas/apps/{app}/deployments"))["deployments"]
+    log = await customer.call("GET", f"/api/paas/deployments/{first['id']}/log")
+    second = await customer.ended(await customer.deploy(app, hello("second")))
+    await customer.answers(hostname, "second")
+
+    begun = await customer.call("POST", f"/api/paas/apps/{app}/rollback")
+    back = await customer.ended(begun["id"])
+    await customer.answers(hostname, "first")
+    assert (back["status"], back["rollback_of"], back["image"]) == ("running", first["id"], first["image"])
+    assert back["notes"] == ["brings back deployment 1 with 1 of web"]
+    assert back["created_at"] < back["finished_at"]
+    # Nothing was built: its log is that of the build it goes back to.
+    assert back["seconds"] is None
+    assert await customer.call("GET", f"/api/paas/deployments/{back['id']}/log") == log
+
+    again = await customer.ended(await customer.deploy(app))
+    await customer.answers(hostname, "second")
+    assert (again["rollback_of"], again["number"]) == (None, 4)
+    assert again["seconds"] > 0
+    assert second["image"] is not None
+
+
 async def test_a_failed_build_says_where_and_why(customer: Customer) -> None:
     app = await customer.create("ruin")
     source = archive({"Dockerfile": "FROM berth/python:3.11\nRUN echo before; exit 7\n"})

@@ -313,6 +313,11 @@ class Deploy(Strict):
     source: SourceId | None = None
 
 
+class Rollback(Strict):
+    # None: the one that ran before.
+    deployment: DeploymentId | None = None
+
+
 class SourceView(Model):
     id: str
     sha256: str
@@ -344,6 +349,8 @@ class DeploymentView(Model):
     finished_at: Moment | None
     # Of the builds that wait, this one's place: 1 is begun next.
     position: int | None = None
+    # The deployment that was built, where this one brings it back.
+    rollback_of: DeploymentId | None = None
 
 
 class DeploymentList(Model):

@@ -23,7 +23,7 @@ _VIEW = """json_build_object(
     'commit', d.commit, 'commit_author', d.commit_author, 'commit_message', d.commit_message,
     'exit_code', d.exit_code, 'failed_step', d.failed_step, 'seconds', d.seconds,
     'notes', d.notes, 'log_tail', d.log_tail, 'created_at', d.created_at, 'finished_at', d.finished_at,
-    'position', null
+    'rollback_of', d.rollback_of, 'position', null
 )"""
 _MINE = (
     "from deployment d join workload w on w.id = d.workload and w.state <> 'deleted' "
@@ -32,6 +32,7 @@ _MINE = (
 _LIST = pages.page("deployments", _VIEW, f"{_MINE} and w.id = %s and {{after}}", "d.number")
 _ONE = pages.single(_VIEW, f"{_MINE} and d.id = %s")
 _ONE_OF_APP = pages.single(_VIEW, f"{_MINE} and d.id = %s and w.id = %s")
+_BUILT_AS = pages.single("to_json(coalesce(d.rollback_of, d.id))", f"{_MINE} and d.id = %s")
 _STATUS = pages.single("json_build_object('status', d.status, 'reason', d.reason)", f"{_MINE} and d.id = %s")
 
 
@@ -43,8 +44,12 @@ async def deploy(app: str, caller: Member, chosen: Deploy | None = None) -> Resp
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
         deployment = await begin(caller.desk, tx, row, wanted or await sources.of(tx, row, chosen.source))
+    return await begun(caller, deployment)
+
+
+async def begun(caller: Member, deployment: DeploymentRow) -> Response:
     found = await pages.rendered(caller.desk.store, _ONE, caller.organization, deployment.id, status=202)
-    assert found is not None
+    assert found is not None, "it was committed a moment ago"
     return found
 
 
@@ -123,6 +128,14 @@ async def standing(store: Store, organization: str, deployment: str) -> tuple[De
         raise no_such_deployment(deployment)
     text = rows[0][0]
     return orjson.loads(text)["status"], text
+
+
+async def built_as(store: Store, organization: str, deployment: str) -> str:
+    """The deployment whose build it is: another one, for one that brought that back."""
+    rows = await store.read(_BUILT_AS, (organization, deployment))
+    if not rows:
+        raise no_such_deployment(deployment)
+    return str(orjson.loads(rows[0][0]))
 
 
 def no_such_deployment(deployment: str) -> NotFound:

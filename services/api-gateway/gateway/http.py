@@ -29,6 +29,7 @@ from gateway import (
     organizations,
     permissions,
     plans,
+    rollback,
     run,
     runtimes,
     scaling,
@@ -46,6 +47,7 @@ from gateway.desk import Desk
 ROUTERS = (
     apps.router,
     deployments.router,
+    rollback.router,
     builds.router,
     variables.router,
     volumes.router,

@@ -54,7 +54,8 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 @router.get("/deployments/{deployment}/log")
 async def show_log(deployment: str, caller: Member, after: After = 0, ansi: Ansi = False) -> LogPage:
     state, _ = await deployments.standing(caller.desk.store, caller.organization, deployment)
-    page = await _page(caller.desk, caller.organization, deployment, after)
+    built = await deployments.built_as(caller.desk.store, caller.organization, deployment)
+    page = await _page(caller.desk, caller.organization, built, after)
     last = page.lines[-1].sequence if page.lines else after
     # A build that has ended may be followed by a release phase.
     finished = page.finished and state in status.SETTLED
@@ -66,9 +67,9 @@ async def show_log(deployment: str, caller: Member, after: After = 0, ansi: Ansi
 async def stream_log(
     deployment: str, request: Request, caller: Member, after: After = 0, ansi: Ansi = False
 ) -> Response:
-    await deployments.standing(caller.desk.store, caller.organization, deployment)
+    built = await deployments.built_as(caller.desk.store, caller.organization, deployment)
     start = _place(request.headers.get("last-event-id") or str(after))
-    tail = Tail(caller.desk, caller.organization, deployment, start, ansi=ansi)
+    tail = Tail(caller.desk, caller.organization, deployment, built, start, ansi=ansi)
     return EventStream(
         tail.events(),
         media_type="text/event-stream",
@@ -89,11 +90,15 @@ class EventStream(StreamingResponse):
 class Tail:
     """One reader's place in the log of one deployment."""
 
-    def __init__(self, desk: Desk, organization: str, deployment: str, start: int, *, ansi: bool) -> None:
+    def __init__(
+        self, desk: Desk, organization: str, deployment: str, built: str, start: int, *, ansi: bool
+    ) -> None:
         self._desk = desk
         self._ansi = ansi
         self._organization = organization
         self._deployment = deployment
+        # Whose build's log it is.
+        self._built = built
         self._last = start
         # Live lines from beyond a gap.
         self._ahead: dict[int, bytes] = {}
@@ -102,9 +107,7 @@ class Tail:
         yield b"retry: 1000\n\n"
         try:
             # Subscribed before the stored lines are read: what is written in between comes both ways.
-            async with self._desk.bus.subscribe_as(
-                self._reported, BuildLog, self._deployment, _WAITING
-            ) as live:
+            async with self._desk.bus.subscribe_as(self._reported, BuildLog, self._built, _WAITING) as live:
                 async for event in self._follow(live):
                     yield event
         except (Unavailable, NatsError):
@@ -148,7 +151,7 @@ class Tail:
 
     async def _stored(self) -> AsyncIterator[Lines]:
         while True:
-            page = await _page(self._desk, self._organization, self._deployment, self._last)
+            page = await _page(self._desk, self._organization, self._built, self._last)
             shown = page.lines if self._ansi else _plain(page.lines)
             if lines := self._joined((line.sequence, line.model_dump_json().encode()) for line in shown):
                 yield lines

@@ -103,7 +103,7 @@ async def _built(
     )
     command = result.processes.get(RELEASE)
     if command is None:
-        _go_live(tx, row, deployment, release)
+        go_live(tx, row, deployment, release)
         return
     deployment.reason = _RELEASE_RUNS
     spec = workloads.spec_of(row).model_copy(
@@ -121,7 +121,7 @@ async def _built(
     )
 
 
-def _go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: ReleaseRow) -> None:
+def go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: ReleaseRow) -> None:
     had = set(row.processes)
     workloads.use_release(row, release)
     new = [
@@ -170,7 +170,7 @@ async def job_ended(event: JobEnded, tx: Tx) -> None:
         release = await tx.one(select(ReleaseRow).where(ReleaseRow.deployment == deployment.id))
         assert release is not None, "a release phase has a release"
         deployment.reason = None
-        _go_live(tx, row, deployment, release)
+        go_live(tx, row, deployment, release)
     else:
         deployment.failed_step, deployment.exit_code = RELEASE, event.exit_code
         deployment.log_tail = [line.text for line in event.tail[-_LOG_TAIL:]]

@@ -196,6 +196,8 @@ class DeploymentRow(Base):
     reason: Mapped[str | None]
     source: Mapped[Json]
     build: Mapped[Json]
+    # The deployment that was built, where this one brings it back.
+    rollback_of: Mapped[str | None]
     # How many lines the log of its build has: those of its release phase follow.
     build_lines: Mapped[int] = mapped_column(server_default="0")
     # What its customer should know about it, beside how it went.

@@ -57,6 +57,7 @@ _APPS_IMAGE = re.compile(
 # A container of a build that no builder knows any more is not swept before it has had time to end by itself.
 _ABANDONED = timedelta(minutes=10)
 # How long a registry is given to say whether it has an image.
+_ID = "sha256:"
 _REGISTRY_SECONDS = 4.0
 # What the last step of a stopped build is given to leave the network.
 _LEAVING = (0.0, 0.5, 1.0)
@@ -186,6 +187,9 @@ class DockerBuilder:
             async with asyncio.timeout(_REGISTRY_SECONDS):
                 if await found_image(self._api, reference) is not None:
                     return True
+                if reference.startswith(_ID):
+                    # No registry has heard of it.
+                    return False
                 if reference.startswith(OWN):
                     return await self._bases.making(reference)
                 await self._api.call("GET", f"/distribution/{quote(reference)}/json")
