@@ -10,6 +10,8 @@ import contextlib
 from dataclasses import dataclass
 from types import NoneType
 
+from runtime.tasks import end
+
 LARGEST_HEAD = 64 * 1024
 _PIECE = 64 * 1024
 _LONGEST_LINE = 1024
@@ -111,10 +113,7 @@ async def relay(
             pumps.add(asyncio.create_task(_pump(reader, instance_writer)))
         await asyncio.wait({*pumps, gone}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        tasks = (going, answering, gone, *pumps)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end((going, answering, gone, *pumps))
 
 
 def left(reader: asyncio.StreamReader) -> bool:

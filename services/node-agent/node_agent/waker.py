@@ -30,6 +30,7 @@ MOST = 1000
 # Unread bytes at the end of a connection would have the answer thrown away on its way.
 _LINGER_BYTES, _LINGER_SECONDS = 1024 * 1024, 2.0
 _HEAD_SECONDS = 10.0
+_CONNECT_SECONDS = 1.0
 # More than an instance's own start period: its image, its network and the ingress take their time too.
 _BESIDE_START = 15.0
 _LOOK_EVERY = 1.0
@@ -202,11 +203,13 @@ class Waker:
                 address = await self._address(wanted.spec.id, gate, end, patience, reader)
             host, _, port = address.rpartition(":")
             try:
-                instance_reader, instance_writer = await asyncio.open_connection(
-                    host, int(port), limit=LARGEST_HEAD
-                )
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    instance_reader, instance_writer = await asyncio.open_connection(
+                        host, int(port), limit=LARGEST_HEAD
+                    )
             except OSError:
-                # It has just ended; its keeper knows soon, if not yet.
+                # It has just ended, and its keeper knows soon, if not yet; or more knock than it lets in at
+                # once, and the kernel would knock again after ever longer pauses.
                 await self._clock.sleep(_PAUSE)
                 continue
             try:
