@@ -20,7 +20,7 @@ from runtime.store import PLATFORM, Tx
 from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 
-from gateway import pages, workloads
+from gateway import outages, pages, workloads
 from gateway.desk import Desk
 from gateway.permissions import Member
 from gateway.tables import ActivityRow
@@ -49,10 +49,13 @@ async def list_activity(app: str, caller: Member, after: str | None = None) -> R
 
 
 async def crashed(event: InstanceCrashed, tx: Tx) -> None:
-    if not await _note(tx, event, "crashed", event.words, str(event.slot)) or event.crashes < 2:
+    if not await _note(tx, event, "crashed", event.words, str(event.slot)):
         return
     row = await workloads.find(tx, event.workload)
-    if row is not None:
+    if row is None:
+        return
+    await outages.ended(row, event, tx)
+    if event.crashes >= 2:
         row.trouble = event.words
         row.trouble_until = event.at + timedelta(seconds=event.seconds_away) + _SHOWN
 
@@ -61,7 +64,9 @@ async def stopped(event: InstanceStopped, tx: Tx) -> None:
     """Only what was not meant."""
     if event.reason == "unhealthy":
         words = f"{event.slot} was restarted: {event.words or 'it was unhealthy'}"
-        await _note(tx, event, "restarted", words, str(event.slot))
+        row = await workloads.find(tx, event.workload)
+        if await _note(tx, event, "restarted", words, str(event.slot)) and row is not None:
+            await outages.ended(row, event, tx)
     elif event.reason == "lost":
         words = f"{event.slot} is gone: {event.words or 'nobody knows why'}"
         await _note(tx, event, "lost", words, str(event.slot))

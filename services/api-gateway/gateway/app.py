@@ -17,6 +17,7 @@ from gateway import (
     git,
     http,
     jobs,
+    outages,
     rollouts,
     sleep,
     snapshots,
@@ -82,6 +83,7 @@ def create(
             events.JobRequested,
             events.JobCancelled,
             events.CreditGranted,
+            events.AlertRaised,
         ),
         answers={
             queries.WorkloadsAfter: functools.partial(snapshots.workloads_after, desk),
@@ -92,6 +94,7 @@ def create(
         listens={JobOutput: functools.partial(jobs.heard, desk)},
         loops=[
             Loop("sweep", functools.partial(sweeps.sweep, desk), every=15.0),
+            Loop("outages", functools.partial(outages.look, desk), every=30.0),
             Loop("cron", functools.partial(cron.tick, desk), every=5.0),
             Loop("scale", functools.partial(scale_by_rules, desk), every=30.0),
             Loop("tidy", functools.partial(sweeps.tidy, desk), every=300.0),

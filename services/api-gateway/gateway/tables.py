@@ -141,10 +141,16 @@ class WorkloadRow(Base):
     # What its instances suffer from just now, and until when that is the newest known.
     trouble: Mapped[str | None]
     trouble_until: Mapped[datetime | None]
+    # Since when nothing of it answers that should, and whether the administrator knows.
+    down_since: Mapped[datetime | None]
+    down_told: Mapped[bool] = mapped_column(server_default=false())
     created_at: Mapped[datetime] = created()
     __table_args__ = (
         Index("workload_organization", "organization", "id"),
         Index("workload_autoscale", "id", postgresql_where=text("autoscale is not null")),
+        Index(
+            "workload_down", "down_since", postgresql_where=text("down_since is not null and not down_told")
+        ),
         # The hostname is made of the two, so they are one customer's on the whole platform.
         Index(
             "workload_name_key",

@@ -15,7 +15,7 @@ from runtime.store import Tx
 from sqlalchemy import case, func, select, true, update
 from sqlalchemy import delete as remove
 
-from gateway import funds, jobs, status
+from gateway import funds, jobs, outages, status
 from gateway.status import Blockage, Facts, Placement, Rollout, Verdict
 from gateway.tables import CredentialRow, DeploymentRow, ReleaseRow, SourceRow, WorkloadRow
 
@@ -239,3 +239,5 @@ async def settle(tx: Tx, row: WorkloadRow) -> None:
         )
     )
     row.status, row.reason = standing.status, standing.reason
+    should_answer = row.state == "running" and row.image is not None and not asleep(row)
+    outages.mark(row, down=should_answer and not row.live)

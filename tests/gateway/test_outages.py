@@ -1,0 +1,104 @@
+"""What the administrator is told of apps: one that is down for long, one that ends again and again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from contracts.events import InstanceCrashed, InstanceStopped
+from contracts.ids import new_id
+from contracts.workload import Slot, WorkloadSpec
+
+from tests.customer import Customer
+from tests.gateway.world import World, decided, rollout
+from tests.harness import eventually
+
+
+async def alerts(here: World, spec: WorkloadSpec) -> list[dict[str, Any]]:
+    administrator = await here.administrator()
+    found = (await administrator.call("GET", "/api/admin/alerts"))["alerts"]
+    return [one for one in found if one["details"].get("app") == spec.id]
+
+
+async def told(here: World, spec: WorkloadSpec, wanted: str) -> None:
+    async def just_this() -> bool:
+        return [one["title"] for one in await alerts(here, spec)] == [wanted]
+
+    await eventually(just_this, what=f"{wanted} and nothing else")
+
+
+async def look(here: World) -> None:
+    [outages] = [one for one in here.host.service.loops if one.name == "outages"]
+    await outages.work()
+
+
+@contextmanager
+def later(here: World, seconds: float) -> Iterator[None]:
+    here.harness.clock.advance(seconds)
+    try:
+        yield
+    finally:
+        here.harness.clock.advance(-seconds)
+
+
+def crash(spec: WorkloadSpec, crashes: int) -> InstanceCrashed:
+    return InstanceCrashed(node="local", crashes=crashes, seconds_away=1.0, **ended(spec))
+
+
+def ended(spec: WorkloadSpec) -> dict[str, Any]:
+    return {
+        "instance": new_id("ins"),
+        "workload": spec.id,
+        "organization": spec.organization,
+        "slot": Slot(process="web", index=0),
+        "exit_code": 1,
+        "words": "exit code 1",
+    }
+
+
+async def test_an_app_that_is_down_for_long_is_told_of_once(here: World, customer: Customer) -> None:
+    _, spec = await here.live(customer, "fallen")
+    await here.say(decided(spec, "local", later=1), rollout(spec, ok=False, running=0, reason="exit 1"))
+    await look(here)
+    assert await alerts(here, spec) == []
+    with later(here, 301):
+        await look(here)
+        await look(here)
+    await told(here, spec, "App fallen has been down for 5 minutes")
+    [alert] = await alerts(here, spec)
+    assert alert["severity"] == "critical"
+    assert "exit 1" in alert["details"]["why"]
+
+
+async def test_one_that_comes_back_in_time_is_not(here: World, customer: Customer) -> None:
+    app, spec = await here.live(customer, "stumbled")
+    await here.say(rollout(spec, ok=False, running=0, reason="exit 1"))
+    await here.say(rollout(spec, running=1))
+    halted, gone = await here.live(customer, "halted-for-good")
+    await customer.call("POST", f"/api/paas/apps/{halted}/stop")
+    with later(here, 301):
+        await look(here)
+    assert await alerts(here, spec) == await alerts(here, gone) == []
+    assert (await customer.call("GET", f"/api/paas/apps/{app}"))["status"] == "running"
+
+
+async def test_one_that_ends_again_and_again_is_told_of_once_an_hour(here: World, customer: Customer) -> None:
+    _, spec = await here.live(customer, "restless")
+    await here.say(crash(spec, 1), crash(spec, 2))
+    assert await alerts(here, spec) == []
+    # The node has counted more than it told of.
+    await here.say(crash(spec, 5))
+    await told(here, spec, "App restless is restarted again and again")
+    await here.say(crash(spec, 9))
+    await told(here, spec, "App restless is restarted again and again")
+
+
+async def test_restarts_of_what_is_unhealthy_count_too(here: World, customer: Customer) -> None:
+    _, spec = await here.live(customer, "sickly")
+    for number in range(5):
+        assert await alerts(here, spec) == [], f"after {number}"
+        at = datetime.now(UTC)
+        meter = {"deployment": spec.deployment, "rate": spec.rate, "started_at": at, "stopped_at": at}
+        told_of = {"node": "local", "generation": spec.generation, "reason": "unhealthy"}
+        await here.say(InstanceStopped(at=at, **meter, **told_of, **ended(spec)))
+    await told(here, spec, "App sickly is restarted again and again")
