@@ -176,6 +176,14 @@ async def _ready(port: int) -> bool:
     return await asyncio.to_thread(ask)
 
 
+async def _has_its_node(here: Platform) -> bool:
+    """Before that nobody may create an app."""
+    async with here.customer() as administrator:
+        await administrator.log_in(*ADMIN)
+        nodes = (await administrator.call("GET", "/api/admin/paas/nodes"))["nodes"]
+        return any(node["name"] == here.node and node["status"] == "online" for node in nodes)
+
+
 def _kill_group(pid: int | None) -> None:
     assert pid is not None
     # Postgres's children notice that their parent is gone and end by themselves.
@@ -227,6 +235,8 @@ async def platform(
                 for group in groups or (EVERYTHING,):
                     opened.start(*group)
                 await opened.ready()
+                if set(EVERYTHING) <= {name for group in groups or (EVERYTHING,) for name in group}:
+                    await eventually(partial(_has_its_node, opened), seconds=60, every=0.1, what="the node")
                 yield opened
             finally:
                 try:

@@ -1,17 +1,23 @@
 """One app through the whole platform on the real engine, as a customer and a visitor see it."""
 
+import itertools
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import docker
 import httpx
+import nats
 import pytest
 from contracts.ids import new_id
+from contracts.reports import NodeHeartbeat
+from docker.models.containers import Container
+from nats.aio.msg import Msg
 
 from tests.customer import Customer, Refused, archive, folder, hello
-from tests.harness import eventually
+from tests.harness import EVERYTHING, SECRET, eventually
 from tests.platform import ADMIN, Platform, platform
 
 ROOT = Path(__file__).parent.parent.parent
@@ -24,6 +30,20 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platfo
     more = {"BILLING_PERIOD_SECONDS": "4", "NODE_AGENT_CPU_MILLIS": "16000"}
     async with platform(tmp_path_factory.mktemp("journey"), "journey", **more) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def heartbeats(here: Platform) -> AsyncIterator[list[tuple[float, NodeHeartbeat]]]:
+    """What the node reports of itself from the first test on, and when."""
+    heard: list[tuple[float, NodeHeartbeat]] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append((time.monotonic(), NodeHeartbeat.model_validate_json(message.data)))
+
+    client = await nats.connect(here.running.nats.url, user=EVERYTHING, password=SECRET)
+    await client.subscribe(f"{NodeHeartbeat.name}.{here.node}", cb=hear)
+    yield heard
+    await client.close()
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +202,6 @@ async def test_a_new_version_takes_over_and_a_broken_one_does_not(here: Platform
     assert len([c for c in here.containers() if c.labels["berth.workload"] == app]) == 1
 
 
-@pytest.mark.promise("R8.3")
 @pytest.mark.promise("U15")
 async def test_back_to_what_ran_before_and_built_anew(here: Platform, customer: Customer) -> None:
     app, view = await customer.live("undo", hello("first"))
@@ -209,6 +228,30 @@ async def test_back_to_what_ran_before_and_built_anew(here: Platform, customer: 
     assert second["image"] is not None
 
 
+@pytest.mark.promise("R18.3")
+async def test_another_plan_restarts_with_its_limits(here: Platform, customer: Customer) -> None:
+    app, view = await customer.live("grower", hello("grown"))
+
+    def running() -> list[Container]:
+        return [one for one in here.containers() if one.labels["berth.workload"] == app]
+
+    [before] = running()
+    plans = {plan["name"]: plan for plan in (await customer.call("GET", "/api/paas/plans"))["plans"]}
+    limits = plans["medium"]["limits"]
+    assert before.attrs["HostConfig"]["Memory"] < limits["memory_mb"] * 1024 * 1024
+    await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "medium"})
+
+    async def grown() -> bool:
+        hosts = [one.attrs["HostConfig"] for one in running() if one.id != before.id]
+        return [(host["Memory"], host["NanoCpus"]) for host in hosts] == [
+            (limits["memory_mb"] * 1024 * 1024, limits["cpu_millis"] * 1_000_000)
+        ] and len(running()) == 1
+
+    await eventually(grown, seconds=30, what="one instance with the plan's limits")
+    await customer.answers(httpx.URL(view["url"]).host, "grown")
+
+
+@pytest.mark.promise("R8.3")
 async def test_a_failed_build_says_where_and_why(customer: Customer) -> None:
     app = await customer.create("ruin")
     source = archive({"Dockerfile": "FROM berth/python:3.11\nRUN echo before; exit 7\n"})
@@ -298,3 +341,24 @@ async def test_a_release_phase_and_a_command_run_in_containers_of_their_own(
     lines = (await customer.call("GET", f"/api/paas/jobs/{job['id']}/log"))["lines"]
     assert "app.py" in [line["text"] for line in lines]
     assert not [c for c in here.containers() if "berth.job" in c.labels]
+
+
+@pytest.mark.promise("R4.1")
+async def test_the_node_reports_itself_twice_a_minute(
+    here: Platform, customer: Customer, heartbeats: list[tuple[float, NodeHeartbeat]]
+) -> None:
+    app, _ = await customer.live("pulse", hello("beats"))
+
+    async def told() -> NodeHeartbeat | None:
+        """The one that comes by itself, when all has been quiet."""
+        (before, _), (at, last) = heartbeats[-2:]
+        mine = [one for one in last.instances if one.workload == app and one.usage is not None]
+        return last if mine and 25 < at - before < 31 else None
+
+    report = await eventually(told, seconds=70, every=1.0, what="a heartbeat half a minute after the last")
+    assert len(report.instances) == len(here.containers())
+    assert 0 < report.used.memory_mb < report.capacity.memory_mb
+    assert 0 < report.used.disk_mb < report.capacity.disk_mb
+    assert report.used.cpu_millis >= 0
+    gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(heartbeats)]
+    assert max(gaps) < 31
