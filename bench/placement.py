@@ -187,7 +187,7 @@ _TABLES = ", ".join(
     f"scheduler.{name}"
     for name in ("outbox", "projection", "placement", "workload", "node_sample", "node_usage", "node")
 )
-_EMPTY = f"truncate {_TABLES}"
+_EMPTY = f"truncate {_TABLES} cascade"
 _SETTLE_DOWN = f"vacuum analyze {_TABLES}"
 
 _OVERCOMMITTED = """
