@@ -20,6 +20,8 @@ from tests.customer import Customer, Refused, archive, folder, hello
 from tests.harness import EVERYTHING, SECRET, eventually
 from tests.platform import ADMIN, Platform, platform
 
+# Half a minute, and a tenth of it more or less: nodes do not report all at the same moment.
+LATE = 34
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -353,7 +355,7 @@ async def test_the_node_reports_itself_twice_a_minute(
         """The one that comes by itself, when all has been quiet."""
         (before, _), (at, last) = heartbeats[-2:]
         mine = [one for one in last.instances if one.workload == app and one.usage is not None]
-        return last if mine and 25 < at - before < 31 else None
+        return last if mine and 26 < at - before < LATE else None
 
     report = await eventually(told, seconds=70, every=1.0, what="a heartbeat half a minute after the last")
     assert len(report.instances) == len(here.containers())
@@ -361,4 +363,4 @@ async def test_the_node_reports_itself_twice_a_minute(
     assert 0 < report.used.disk_mb < report.capacity.disk_mb
     assert report.used.cpu_millis >= 0
     gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(heartbeats)]
-    assert max(gaps) < 31
+    assert max(gaps) < LATE

@@ -3,6 +3,7 @@ instances end again and again. Called when an app settles, when a node tells of 
 """
 
 from datetime import timedelta
+from typing import Literal
 
 from contracts.events import AlertRaised, InstanceCrashed, InstanceStopped
 from runtime.store import PLATFORM, Tx
@@ -43,21 +44,21 @@ async def look(desk: Desk) -> None:
 
 async def ended(row: WorkloadRow, event: InstanceCrashed | InstanceStopped, tx: Tx) -> None:
     """An instance that nobody had asked to end. A node counts its crashes, and tells of many at a time."""
-    known = f"restarts-{row.id}-{event.at:%Y-%m-%d-%H}"
-    since = select(func.count()).where(
+    this_hour = f"restarts-{row.id}-{event.at:%Y-%m-%d-%H}"
+    told_of = select(func.count()).where(
         ActivityRow.workload == row.id,
         ActivityRow.kind.in_(("crashed", "restarted")),
         ActivityRow.at > event.at - _WINDOW,
     )
-    ends = max((await tx.execute(since)).scalar_one(), getattr(event, "crashes", 0))
-    if ends < _OFTEN or await tx.one(select(AlertRow.id).where(AlertRow.id == known)) is not None:
+    ends = (await tx.execute(told_of)).scalar_one()
+    if isinstance(event, InstanceCrashed):
+        ends = max(ends, event.crashes)
+    if ends < _OFTEN or await tx.one(select(AlertRow.id).where(AlertRow.id == this_hour)) is not None:
         return
     alert = _alert(row, "warning", f"App {row.name} is restarted again and again", event.words or "")
-    tx.publish(alert.model_copy(update={"id": known}))
+    tx.publish(alert.model_copy(update={"id": this_hour}))
 
 
-def _alert(row: WorkloadRow, severity: str, title: str, why: str) -> AlertRaised:
+def _alert(row: WorkloadRow, severity: Literal["warning", "critical"], title: str, why: str) -> AlertRaised:
     details = {"app": row.id, "organization": row.organization, "why": why}
-    return AlertRaised.model_validate(
-        {"service": "gateway", "severity": severity, "title": title, "details": details}
-    )
+    return AlertRaised(service="gateway", severity=severity, title=title, details=details)
