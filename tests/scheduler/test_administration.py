@@ -143,6 +143,17 @@ def test_around_the_limit_nothing_is_told_twice() -> None:
     assert course == [False, True, True, True, True, False, False]
 
 
+def test_a_processor_is_pressed_when_work_has_waited_for_it() -> None:
+    told: list[str] = []
+    course = []
+    # The share of its CPU, and of its cores the processes that ran or waited in the last minute.
+    for share, waiting in ((1.0, 0.4), (0.2, 1.5), (0.95, 1.1), (0.3, 1.2), (1.0, 0.7), (0.3, 0.8)):
+        use = NodeUsage(cpu_millis=round(2000 * share), memory_mb=0, disk_mb=0, load=2 * waiting)
+        told = pressed_in(heartbeat(cpu_millis=2000, used=use), told)
+        course.append("CPU" in told)
+    assert course == [False, False, True, True, True, False]
+
+
 @pytest.mark.promise("R4.4")
 async def test_a_pressed_resource_is_told_once_and_its_relief_too(scheduler: Stage) -> None:
     for sequence, share in enumerate((0.5, 0.93, 0.95, 0.88, 0.94, 0.7, 0.6), 1):

@@ -319,9 +319,10 @@ def shares_of(report: NodeHeartbeat) -> dict[str, float]:
 
 def pressed_in(report: NodeHeartbeat, before: Sequence[str]) -> list[str]:
     """The resources of which so much is in use that somebody should know. One that is told of stays until a
-    little less than that is in use: around the limit nobody is told twice."""
-    return [
-        name
-        for name, share in shares_of(report).items()
-        if share >= (RELIEVED if name in before else PRESSED)
-    ]
+    little less than that is in use: around the limit nobody is told twice. A processor is busy for moments
+    all the time: it is told of when work has waited for it for a minute, too, and until both have eased."""
+    shares = shares_of(report)
+    if "CPU" in shares:
+        waiting = 1000 * report.used.load / report.capacity.cpu_millis
+        shares["CPU"] = max(shares["CPU"], waiting) if "CPU" in before else min(shares["CPU"], waiting)
+    return [name for name, share in shares.items() if share >= (RELIEVED if name in before else PRESSED)]
