@@ -150,7 +150,7 @@ class Bus:
 
     async def close(self) -> None:
         self._closing = True
-        await end(self._drains)
+        await end(self._drains, patience=1)
         # Answers under way are finished; without a server there is nobody to give them to.
         with contextlib.suppress(NatsError, OSError, TimeoutError):
             if self._broker is not None:

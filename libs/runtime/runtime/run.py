@@ -117,7 +117,7 @@ class Process:
         if self._http is not None and self._serving is not None:
             self._http.should_exit = True
             await self._serving
-        await end(self._starting)
+        await end(self._starting, patience=1)
         await asyncio.gather(*(host.stop() for host in self.hosts))
         if self._ops is not None:
             await self._ops.stop()

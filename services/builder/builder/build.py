@@ -93,7 +93,7 @@ class Builds:
         try:
             result = await self._result(claimed, writer)
 
-            async def end(tx: Tx) -> None:
+            async def conclude(tx: Tx) -> None:
                 if result is None:
                     await self.queue.retry(tx, claimed)
                 else:
@@ -101,7 +101,7 @@ class Builds:
 
             while True:
                 try:
-                    await writer.flush(end)
+                    await writer.flush(conclude)
                     return
                 except Unavailable as error:
                     # A finished build is not thrown away because the database is away for a moment.

@@ -197,10 +197,10 @@ class Waker:
         writer: asyncio.StreamWriter,
     ) -> None:
         patience = wanted.spec.health.start_seconds + _BESIDE_START
-        end = self._clock.monotonic() + patience
+        deadline = self._clock.monotonic() + patience
         while True:
             with self._one_more():
-                address = await self._address(wanted.spec.id, gate, end, patience, reader)
+                address = await self._address(wanted.spec.id, gate, deadline, patience, reader)
             host, _, port = address.rpartition(":")
             try:
                 async with asyncio.timeout(_CONNECT_SECONDS):
@@ -223,10 +223,10 @@ class Waker:
             return
 
     async def _address(
-        self, workload: str, gate: _Gate, end: float, patience: float, reader: asyncio.StreamReader
+        self, workload: str, gate: _Gate, deadline: float, patience: float, reader: asyncio.StreamReader
     ) -> str:
         while True:
-            if self._clock.monotonic() > end:
+            if self._clock.monotonic() > deadline:
                 why = f": {gate.reason}" if gate.reason else ""
                 raise Refused(
                     503, f"the app was asleep and did not wake within {patience:g} s{why}", retry=10
