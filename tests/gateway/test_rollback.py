@@ -5,7 +5,7 @@ from contracts.events import DeploymentCancelled, DeploymentRequested
 from contracts.ids import new_id
 
 from tests.customer import Customer, Refused
-from tests.gateway.world import SOURCE, World, decided, rollout
+from tests.gateway.world import SOURCE, World, decided, finished, rollout, succeeded
 
 
 async def back(customer: Customer, app: str, **body: str) -> dict[str, object]:
@@ -65,6 +65,29 @@ async def test_what_is_under_way_ends(here: World, customer: Customer) -> None:
     await back(customer, app)
     assert (await customer.call("GET", f"/api/paas/deployments/{waiting}"))["status"] == "superseded"
     assert await here.harness.event(DeploymentCancelled, lambda e: e.deployment == waiting)
+
+
+async def test_one_that_never_lived_is_passed_over(here: World, customer: Customer) -> None:
+    app, first = await here.live(customer, "choosing")
+    migrating = await here.requested(await customer.deploy(app))
+    await here.say(finished(migrating, succeeded(processes={"web": "new", "release": "migrate"})))
+    await here.roll_out(await here.build(await customer.deploy(app)))
+    assert (await back(customer, app))["rollback_of"] == first.deployment
+
+
+async def test_no_image_from_elsewhere_where_those_are_switched_off(here: World, customer: Customer) -> None:
+    app = await customer.create("foreign", image={"reference": "registry.example.org/shop/app:1"})
+    deployment = (await customer.call("POST", f"/api/paas/apps/{app}/deploy"))["id"]
+    await here.roll_out(await here.build(deployment))
+    await here.roll_out(await here.build(await customer.deploy(app, SOURCE)))
+    administrator = await here.administrator()
+    await administrator.call("PUT", "/api/admin/paas/custom-images", json={"enabled": False})
+    try:
+        with pytest.raises(Refused, match="switched off"):
+            await back(customer, app)
+    finally:
+        await administrator.call("PUT", "/api/admin/paas/custom-images", json={"enabled": True})
+    assert (await back(customer, app))["rollback_of"] == deployment
 
 
 async def test_what_cannot_be_gone_back_to(here: World, customer: Customer) -> None:

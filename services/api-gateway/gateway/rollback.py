@@ -10,11 +10,12 @@ from contracts.api import DeploymentView, Rollback
 from contracts.build_queries import ImageLookup
 from contracts.errors import Conflict, NotFound, Unavailable
 from contracts.ids import new_id
+from contracts.workload import ImageSource
 from fastapi import APIRouter, Response
 from runtime.store import Tx
 from sqlalchemy import select
 
-from gateway import allowances, deployments, jobs, rollouts, wallets, workloads
+from gateway import allowances, deployments, images, jobs, rollouts, sources, wallets, workloads
 from gateway.desk import Desk
 from gateway.permissions import Member
 from gateway.tables import DeploymentRow, ReleaseRow, WorkloadRow
@@ -56,8 +57,7 @@ async def _chosen(tx: Tx, row: WorkloadRow, wanted: str | None) -> _Chosen:
         return _Chosen(one.DeploymentRow, one.ReleaseRow)
     now = await tx.get(DeploymentRow, row.deployment)
     assert now is not None, "a release has its deployment"
-    came_to_life = DeploymentRow.status.not_in(("failed", "cancelled"))
-    earlier = found.where(DeploymentRow.number < now.number, came_to_life)
+    earlier = found.where(DeploymentRow.number < now.number, ReleaseRow.lived)
     one = (await tx.execute(earlier.order_by(DeploymentRow.number.desc()).limit(1))).one_or_none()
     if one is None:
         raise Conflict("there is no earlier deployment to go back to", app=row.id)
@@ -87,6 +87,8 @@ async def _begin(desk: Desk, tx: Tx, row: WorkloadRow, chosen: _Chosen) -> Deplo
     await wallets.require_funds(tx, row.organization)
     await allowances.spend(tx, row.organization, "deployment", desk.settings.deploys_per_hour)
     origin = chosen.deployment
+    if isinstance(sources.read(origin.source), ImageSource):
+        await images.require_custom(tx)
     row.deployments += 1
     deployment = DeploymentRow(
         id=new_id("dep"),

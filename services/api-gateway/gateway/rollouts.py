@@ -24,7 +24,7 @@ from contracts.ids import new_id
 from contracts.jobs import JobKind
 from contracts.workload import BuildCancelled, BuildFailed, BuildSucceeded, Process
 from runtime.store import Tx
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from gateway import activity, jobs, sleep, status, workloads
 from gateway.desk import Desk
@@ -236,6 +236,7 @@ async def _weigh(tx: Tx, row: WorkloadRow, log_tail: tuple[str, ...] = ()) -> No
             if deployment.status != "running":
                 deployment.log_tail = list(log_tail)
                 _enter(deployment, "running")
+                await tx.execute(update(ReleaseRow).where(ReleaseRow.id == row.release).values(lived=True))
                 await workloads.end_deployments(
                     tx,
                     row,

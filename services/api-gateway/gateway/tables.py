@@ -190,6 +190,8 @@ class ReleaseRow(Base):
     # Process -> command; no command means the image's own.
     processes: Mapped[Json]
     port: Mapped[int | None]
+    # It was seen to come to life.
+    lived: Mapped[bool] = mapped_column(server_default=false())
 
 
 class DeploymentRow(Base):
