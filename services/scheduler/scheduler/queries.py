@@ -71,7 +71,10 @@ select process, index, node from placement where workload = %s and leaving is nu
 
 _REGIONS = """
 select region, bool_or(
-    status = 'online' and free_cpu_millis >= %s and free_memory_mb >= %s and free_disk_mb >= %s
+    status = 'online' and not disabled and not draining
+    and free_cpu_millis - reserve * cpu_millis >= %s
+    and free_memory_mb - reserve * memory_mb >= %s
+    and free_disk_mb - reserve * disk_mb >= %s
 ) from node group by region order by region
 """
 
