@@ -187,6 +187,15 @@ class Customer:
                 elif not line:
                     kind = "message"
 
+    async def said(self, app: str, text: str, seconds: float = 30) -> Any:
+        """The line of one of its instances, once it is kept."""
+
+        async def look() -> Any:
+            page = await self.call("GET", f"/api/paas/apps/{app}/logs?lines=1000", retry=True)
+            return next((line for line in page["lines"] if line["text"] == text), None)
+
+        return await eventually(look, seconds=seconds, every=0.1, what=f"the line {text!r}")
+
     # --- as a visitor ------------------------------------------------------------------------------------
 
     async def visit(self, hostname: str, path: str = "/") -> httpx.Response:

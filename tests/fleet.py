@@ -65,8 +65,6 @@ COPY = BuildSucceeded(
     recipe="docker",
     processes={"web": f"exec perl -e '{_PERL}'"},
 )
-# As many as volumes may need: a server's /dev comes without them.
-_LOOPS = 32
 
 
 @dataclass
@@ -90,7 +88,7 @@ class Node:
         self.server.put("/root/node.sh", script.encode())
         links = f"mkdir -p {release}; ln -s {ROOT}/.venv {release}/venv; touch {release}/complete"
         self.server.run("bash", "-ec", links)
-        self._make_devices()
+        self.server.make_devices()
         said = self.server.run("bash", "/root/node.sh", "--name", self.name, told={"BERTH_JOIN_TOKEN": token})
         assert f"{self.name} is ready" in said
 
@@ -109,11 +107,7 @@ class Node:
         self.server.container.start()
         self.server.address = address_of(self.server.container)
         self.up = True
-        self._make_devices()
-
-    def _make_devices(self) -> None:
-        each = f"for n in $(seq 0 {_LOOPS - 1}); do mknod /dev/loop$n b 7 $n; done"
-        self.server.run("bash", "-ec", f"mknod /dev/loop-control c 10 237; {each}")
+        self.server.make_devices()
 
     def boot(self) -> None:
         """What a machine starts when it has power; its engine starts what ran before by itself."""

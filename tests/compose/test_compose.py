@@ -133,6 +133,7 @@ async def test_the_way_of_a_deployment(platform: Stack) -> None:
         assert f":{url.port}" == customer.ingress.removeprefix("http://127.0.0.1")
         hostname = url.host
         await customer.answers(hostname, "Hello from Berth!")
+        assert (await customer.said(app, "listening on 8080"))["process"] == "web.1"
 
         await customer.call("POST", f"/api/paas/apps/{app}/stop")
         await customer.status(app, "stopped")

@@ -238,4 +238,5 @@ SAMPLES: tuple[Model, ...] = (
         volumes=(fixed("vol"),),
         frozen_ms=80,
     ),
+    reports.LinesKept(of=APP, last=7),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from contracts.ids import new_id
+from contracts.lines import Line, packed
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from gateway import identity_tables, tables
@@ -112,6 +113,14 @@ async def victim(here: World) -> dict[str, str]:
         trouble.process, trouble.words, trouble.at = "web.1", "it crashed", here.harness.clock.now()
         tx.add(trouble)
         ticket = tables.TicketRow(digest="d", organization=customer.organization, workload=app, verb="exec")
+        at = here.harness.clock.now()
+        theirs = {"subject": app, "organization": customer.organization}
+        tx.add(tables.LineSourceRow(node="n1", instance="ins", kept=1, was=0, **theirs))
+        tx.add(tables.LineHeadRow(last=1, bytes=1, **theirs))
+        piece = tables.PieceRow(first=1, node="n1", instance="ins", process="web.1", **theirs)
+        piece.lines, piece.first_at, piece.last_at = 1, at, at
+        piece.body = packed([Line(1, "stdout", "theirs")])
+        tx.add(piece)
         ticket.user_id, ticket.target, ticket.expires_at = "usr", {}, here.harness.clock.now()
         tx.add(ticket)
     return {

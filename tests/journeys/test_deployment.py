@@ -198,6 +198,8 @@ async def test_a_new_version_takes_over_and_a_broken_one_does_not(here: Platform
     broken = archive({"Dockerfile": f"FROM berth/python:3.11\n{gives_up}\n"})
     third = await customer.ended(await customer.deploy(app, broken))
     assert third["status"] == "failed"
+    # What it said before it gave up is there for who looks for the cause.
+    await customer.said(app, "I give up")
     assert third["reason"]
     await customer.answers(hostname, "second")
     assert (await customer.call("GET", f"/api/paas/apps/{app}"))["status"] == "running"
@@ -364,3 +366,50 @@ async def test_the_node_reports_itself_twice_a_minute(
     assert report.used.cpu_millis >= 0
     gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(heartbeats)]
     assert max(gaps) < LATE
+
+
+_TALKS = """
+import os, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+for number in range(5000):
+    print(f"line {number}")
+sys.stdout.flush()
+print("an error, with an umlaut: \u00fc", file=sys.stderr, flush=True)
+print("x" * 20000, flush=True)
+print("ready", flush=True)
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        print(f"asked for {self.path}", flush=True)
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+HTTPServer(("", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+@pytest.mark.promise("R8.5")
+async def test_what_an_app_writes_is_read_by_its_customer(here: Platform, customer: Customer) -> None:
+    source = archive({"main.py": _TALKS, "requirements.txt": "", "Procfile": "web: python main.py\n"})
+    app, view = await customer.live("talker", source)
+    await customer.visit(httpx.URL(view["url"]).host, "/some/page")
+    await customer.said(app, "asked for /some/page")
+    errors = (await customer.call("GET", f"/api/paas/apps/{app}/logs?stream=stderr"))["lines"]
+    assert [line["text"] for line in errors] == ["an error, with an umlaut: \u00fc"]
+    said: list[str] = []
+    place = 0
+    while lines := (
+        page := await customer.call("GET", f"/api/paas/apps/{app}/logs?lines=1000&after={place}")
+    )["lines"]:
+        said += [line["text"] for line in lines if line["stream"] == "stdout"]
+        place = page["next"]
+    # All of it, once, in order; and a line of some length is cut, and says so.
+    numbered = [text for text in said if text.startswith("line ")]
+    assert numbered == [f"line {number}" for number in range(5000)]
+    (long,) = [text for text in said if text.startswith("x")]
+    assert 7_000 < len(long) < 20_000
+    assert long.endswith("(the line is longer)")
+    # It is still there when the app is not.
+    await customer.call("POST", f"/api/paas/apps/{app}/stop")
+    await customer.status(app, "stopped")
+    await customer.said(app, "ready")

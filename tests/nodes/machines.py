@@ -27,6 +27,9 @@ _OURS = ("/etc/ssl/certs/ca-certificates.crt", "/opt/pypi", "/opt/pypi-more", "/
 # All that an engine inside needs; not `--privileged`, which asks for what a machine may not have itself.
 _CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE", "SYS_CHROOT", "MKNOD")
 
+# As many as volumes may need.
+_LOOPS = 32
+
 
 @dataclass
 class Server:
@@ -54,6 +57,11 @@ class Server:
             entry.size, entry.mode = len(content), mode
             tar.addfile(entry, io.BytesIO(content))
         assert self.container.put_archive("/", packed.getvalue())
+
+    def make_devices(self) -> None:
+        """For volumes: its /dev comes without them."""
+        each = f"for n in $(seq 0 {_LOOPS - 1}); do mknod /dev/loop$n b 7 $n; done"
+        self.run("bash", "-ec", f"mknod /dev/loop-control c 10 237; {each}")
 
     def open_ssh(self, password: str) -> None:
         """A real sshd, as a hosting company hands a server over."""

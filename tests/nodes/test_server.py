@@ -18,7 +18,7 @@ from contracts.mesh import Peer, name_of
 from contracts.workload import BuildSucceeded
 from embedded.wheels import postgres
 
-from tests.customer import Customer, archive
+from tests.customer import Customer, Refused, archive
 from tests.harness import EVERYTHING, SECRET, eventually
 from tests.nodes.machines import PROBE, Server, network, server
 from tests.platform import ADMIN, Platform, platform
@@ -69,7 +69,7 @@ async def node(administrator: Customer, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.promise("R3.2", "R3.3", "R3.4", "K11")
+@pytest.mark.promise("R3.2", "R3.3", "R3.4", "K11", "P2", "P3")
 async def test_a_clean_server_becomes_a_node_runs_an_app_and_is_clean_again(
     estate: Estate, machine: Server, administrator: Customer
 ) -> None:
@@ -99,12 +99,18 @@ async def test_a_clean_server_becomes_a_node_runs_an_app_and_is_clean_again(
     assert "edge-1 is ready" in again
     assert len((await administrator.call("GET", "/api/admin/paas/nodes"))["nodes"]) == 1
 
+    assert "NATS_URL=tls://" in machine.run("cat", "/etc/berth-node/agent.env")
+
     machine.load_probe()
+    machine.make_devices()
     await runs_an_app(estate, machine, administrator)
+    await it_is_looked_after(administrator)
 
     removed = await asyncio.to_thread(machine.run, "bash", "/root/node.sh", "--remove")
     assert "nothing of the platform is left" in removed
     assert await asyncio.to_thread(traces, machine) == before
+    await administrator.call("DELETE", "/api/admin/paas/nodes/edge-1?force=true")
+    assert (await administrator.call("GET", "/api/admin/paas/nodes"))["nodes"] == []
 
 
 async def others_reach_it(estate: Estate, machine: Server) -> None:
@@ -151,6 +157,8 @@ async def runs_an_app(estate: Estate, machine: Server, administrator: Customer) 
             json={"amount": "10", "note": "to begin"},
         )
         app = await customer.create("probe", region="edge", port=8080, retry=True)
+        volume = {"name": "data", "path": "/data", "size_mb": 16}
+        await customer.call("POST", f"/api/paas/apps/{app}/volumes", json=volume)
         await customer.deploy(app, archive({"app": "x"}))
         await built(estate, app)
 
@@ -167,9 +175,53 @@ async def runs_an_app(estate: Estate, machine: Server, administrator: Customer) 
         host = httpx.URL(view["url"]).host
         answer = await customer.client.get(f"http://{machine.address}/", headers={"Host": host})
         assert answer.status_code == 200
+        # What it says reaches its customer, and what the agent says the administrator.
+        await it_is_heard(customer, administrator, app)
+        (volume,) = (await customer.call("GET", f"/api/paas/apps/{app}/volumes"))["volumes"]
+        assert volume["name"] == "data"
+        mounted = machine.run("bash", "-c", "grep ext4 /proc/self/mountinfo")
+        assert f"/volumes/mounts/{volume['id']} " in mounted
         # Nobody's root out here: the engine maps the instance's users beyond every one of the server's own.
         owner = machine.run("bash", "-c", "stat -c %u /proc/$(pgrep -f '^/server')")
         assert int(owner) > 1073741824 + 100_000
+
+
+async def it_is_looked_after(administrator: Customer) -> None:
+    """What is on it and what it has; and it is emptied, as far as there is somewhere to go."""
+    at = "/api/admin/paas/nodes/edge-1"
+    regions = (await administrator.call("GET", "/api/paas/locations"))["regions"]
+    assert "edge" in [region["name"] for region in regions]
+
+    async def seen() -> dict[str, Any] | None:
+        found: dict[str, Any] = await administrator.call("GET", at)
+        return found if found["node"]["instances"] else None
+
+    view = await eventually(seen, seconds=40, what="its instance")
+    assert view is not None
+    assert [placed["process"] for placed in view["placements"]] == ["web"]
+    assert 0 < view["node"]["used"]["memory_mb"] < view["node"]["capacity"]["memory_mb"]
+    assert view["node"]["allocated"]["memory_mb"] == view["placements"][0]["limits"]["memory_mb"]
+    drained = await administrator.call("POST", f"{at}/drain")
+    assert (drained["draining"], drained["placements"], drained["drain_total"]) == (True, 1, 1)
+    regions = (await administrator.call("GET", "/api/paas/locations"))["regions"]
+    assert "edge" not in [region["name"] for region in regions]
+    assert not (await administrator.call("POST", f"{at}/enable"))["draining"]
+    with pytest.raises(Refused) as refused:
+        await administrator.call("DELETE", at)
+    assert refused.value.status == 409
+
+
+async def it_is_heard(customer: Customer, administrator: Customer, app: str) -> None:
+    """What it says by its customer, and what the agent says by the administrator."""
+
+    async def at(caller: Customer, path: str, text: str) -> bool:
+        page = await caller.call("GET", path)
+        return any(text in line["text"] for line in page["lines"])
+
+    said = f"/api/paas/apps/{app}/logs?stream=stderr"
+    await eventually(lambda: at(customer, said, "Starting nats-server"), what="its first words")
+    log = "/api/admin/paas/nodes/edge-1/logs"
+    await eventually(lambda: at(administrator, log, "nats connected"), what="the agent's words")
 
 
 async def built(estate: Estate, app: str) -> None:

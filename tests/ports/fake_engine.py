@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import re
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from contracts.errors import NotFound, ProviderFailed, Unavailable
+from contracts.lines import Line
 from node_agent.engine import (
     Blueprint,
     Chunk,
@@ -78,13 +80,41 @@ class _Container:
     connections: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
     restart: asyncio.Task[None] | None = None
     log: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
+    # The moment of each line of the log.
+    times: deque[int] = field(default_factory=lambda: deque(maxlen=10_000))
     out_of_memory: bool = False
     starts: int = 0
     sessions: list[FakeSession] = field(default_factory=list)
     work: asyncio.Task[None] | None = None
 
+    def say(self, text: str) -> None:
+        last = self.times[-1] if self.times else 0
+        self.times.append(max(time.time_ns(), last + 1))
+        self.log.append(text)
+
     def seen(self) -> Instance:
         return Instance(self.blueprint.identity, self.state, self.address, self.exit_code)
+
+
+class FakeReader:
+    """Reads on in what a container has said, also when it is gone."""
+
+    def __init__(self, container: _Container, after: int) -> None:
+        self._container = container
+        self._after = after
+
+    def read(self, most: int) -> list[Line]:
+        said = zip(tuple(self._container.times), tuple(self._container.log), strict=False)
+        found = [Line(at, "stdout", text) for at, text in said if at > self._after]
+        if found:
+            self._after = found[-1].at
+        return found
+
+    def rest(self) -> list[Line]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class FakeEngine:
@@ -275,6 +305,13 @@ class FakeEngine:
         task.add_done_callback(self._tasks.discard)
         return session
 
+    def say(self, instance: str, text: str) -> None:
+        self._containers[instance].say(text)
+
+    async def lines(self, instance: str, after: int) -> FakeReader:
+        self._called("lines")
+        return FakeReader(self._container(instance), after)
+
     async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]:
         self._called("log_tail")
         return tuple(self._container(instance).log)[-lines:]
@@ -330,7 +367,7 @@ class FakeEngine:
             self._tasks.add(container.work)
             container.work.add_done_callback(self._tasks.discard)
             return
-        container.log.append(f"starting {container.blueprint.identity.instance}")
+        container.say(f"starting {container.blueprint.identity.instance}")
         if container.behaviour == _SERVE:
             container.server = await asyncio.start_server(
                 lambda reader, writer: self._serve(container, reader, writer),
@@ -339,7 +376,7 @@ class FakeEngine:
             )
         self._tell("started", container)
         if end := _EXIT.match(container.behaviour):
-            container.log.append(f"ending with {end[1]}")
+            container.say(f"ending with {end[1]}")
             await self._end(container, int(end[1]), again=True)
 
     async def _end(self, container: _Container, code: int, *, again: bool) -> None:
@@ -361,7 +398,7 @@ class FakeEngine:
         session = container.sessions[0] if container.sessions else FakeSession()
 
         def log(text: str) -> None:
-            container.log.append(text)
+            container.say(text)
             for listener in container.sessions:
                 listener.said.put_nowait(Chunk("stdout", f"{text}\n".encode()))
 

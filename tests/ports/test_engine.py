@@ -1,11 +1,13 @@
 """What every container engine keeps to: the same suite on the one in memory and on the real Docker Engine."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
 from contracts.errors import NotFound, ProviderFailed, Unavailable
 from contracts.ids import new_id
+from contracts.lines import Line
 from contracts.workload import HealthCheck, Slot
 from node_agent.engine import ContainerEngine, Ending, EngineEvent, Instance, Session
 from node_agent.health import probe
@@ -184,6 +186,42 @@ async def test_the_tail_of_the_log_is_its_last_lines(hands: Hands) -> None:
     await answers(instance)
     assert await hands.engine.log_tail(instance.identity.instance, 5) != ()
     assert len(await hands.engine.log_tail(instance.identity.instance, 1)) == 1
+
+
+async def test_what_an_instance_says_is_read_line_by_line_from_any_moment_on(hands: Hands) -> None:
+    instance = await hands.engine.create(blueprint(hands))
+    name = instance.identity.instance
+    await hands.engine.start(name)
+    reader = await hands.engine.lines(name, 0)
+    found: list[Line] = []
+
+    async def said() -> bool:
+        found.extend(await asyncio.to_thread(reader.read, 1024 * 1024))
+        return bool(found)
+
+    await eventually(said, what="its first line")
+    assert found[0].stream in ("stdout", "stderr")
+    assert abs(found[0].at / 1e9 - time.time()) < 60
+    assert await asyncio.to_thread(reader.read, 1024 * 1024) == []
+    # From the last of them on there is nothing yet.
+    later = await hands.engine.lines(name, found[-1].at)
+    assert await asyncio.to_thread(later.read, 1024 * 1024) == []
+    # It says the same again when it is started again; whoever reads reads on, also when it is removed.
+    await hands.engine.stop(name, 1)
+    await hands.engine.start(name)
+    count = len(found)
+
+    async def said_again() -> bool:
+        found.extend(await asyncio.to_thread(reader.read, 1024 * 1024))
+        return found[count:] != [] and found[-1].text == found[count - 1].text
+
+    await eventually(said_again, what="its first line again")
+    await hands.engine.remove(name)
+    assert await asyncio.to_thread(reader.read, 1024 * 1024) == []
+    reader.close()
+    later.close()
+    with pytest.raises(NotFound):
+        await hands.engine.lines(name, 0)
 
 
 async def test_usage_counts_what_it_takes(hands: Hands) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import docker
 from contracts.errors import BerthError, InvalidInput, Unavailable
 from contracts.ids import NodeName
 from pydantic import TypeAdapter, ValidationError
@@ -156,6 +157,7 @@ def compose_env(arguments: list[str]) -> int:
     host = os.environ.get("DOCKER_HOST", "")
     if host.startswith("unix://"):
         found["BERTH_ENGINE_SOCKET"] = host.removeprefix("unix://")
+    found["BERTH_ENGINE_DATA"] = engine_data()
     if not reachable(*HUB):
         found |= {name: image for name, (image, _) in LOCAL.items()}
     try:
@@ -231,6 +233,15 @@ def _engine() -> str:
     if not answers(host):
         raise Unavailable(f"no container engine answers at {host}: start it, or set DOCKER_HOST")
     return host
+
+
+def engine_data() -> str | None:
+    """Where the engine keeps what it knows; None while it does not answer."""
+    host = Engine(ROOT / ".cache" / "engine").host
+    if not answers(host):
+        return None
+    with closing(docker.APIClient(base_url=host, timeout=10)) as client:
+        return str(client.info()["DockerRootDir"])
 
 
 def _set(values: Mapping[str, object]) -> dict[str, str]:

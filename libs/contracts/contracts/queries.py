@@ -15,6 +15,7 @@ from contracts.ids import (
     SourceId,
     UserId,
 )
+from contracts.lines import KeepLines
 from contracts.model import Model, Moment
 from contracts.money import Money
 from contracts.permits import PullPermitFor
@@ -375,6 +376,7 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     AllNodes,
     PlacesOf,
     PullPermitFor,
+    KeepLines,
     NodeOf,
     NodeChanged,
     NodeRemoved,

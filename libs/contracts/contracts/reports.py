@@ -199,4 +199,23 @@ class CopyState(Report):
         return f"{self.name}.{self.node}"
 
 
-REPORTS: tuple[type[Report], ...] = (NodeHeartbeat, NodeTraffic, BuildLog, JobOutput, NodePeer, CopyState)
+class LinesKept(Report):
+    """There are more lines of a workload, or of a node itself, than before: whoever follows them reads on."""
+
+    name = "lines.kept"
+    of: AppId | NodeName
+    last: Annotated[int, Field(ge=1)]
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.of}"
+
+
+REPORTS: tuple[type[Report], ...] = (
+    NodeHeartbeat,
+    NodeTraffic,
+    BuildLog,
+    JobOutput,
+    NodePeer,
+    CopyState,
+    LinesKept,
+)

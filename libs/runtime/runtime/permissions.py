@@ -37,8 +37,9 @@ from contracts.events import (
     VolumesMoved,
     WalletChanged,
 )
+from contracts.lines import KeepLines
 from contracts.permits import PullPermitFor
-from contracts.reports import BuildLog, CopyState, JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
+from contracts.reports import BuildLog, CopyState, JobOutput, LinesKept, NodeHeartbeat, NodePeer, NodeTraffic
 
 # nats-server asks there who a user is that its configuration does not list.
 REQUESTS = "$SYS.REQ.USER.AUTH"
@@ -53,6 +54,7 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
         JobRequested.name,
         JobCancelled.name,
         CreditGranted.name,
+        f"{LinesKept.name}.*",
     ),
     "builder": (BuildStarted.name, BuildFinished.name, f"{BuildLog.name}.*"),
     "scheduler": (
@@ -67,13 +69,15 @@ PUBLISHES: dict[str, tuple[str, ...]] = {
         "$KV.places.>",
         "$KV.peers.>",
         "$KV.copies.>",
+        # What a removed node has said of its instances is taken out.
+        "$KV.endpoints.>",
     ),
     "domains": (HostnameAssigned.name, "$KV.routes.>"),
     "billing": (BillingTick.name, WalletChanged.name),
 }
 
 HEARS: dict[str, tuple[str, ...]] = {
-    "gateway": (f"{BuildLog.name}.*", f"{JobOutput.name}.*"),
+    "gateway": (f"{BuildLog.name}.*", f"{JobOutput.name}.*", f"{LinesKept.name}.*"),
     "scheduler": (
         f"{NodeHeartbeat.name}.*",
         f"{NodePeer.name}.*",
@@ -120,6 +124,7 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
         f"{JobFinished.name}.{node}",
         f"{JobOutput.name}.{node}",
         f"{PullPermitFor.subject()}.{node}",
+        f"{KeepLines.subject()}.{node}",
         sessions.from_node(node, "*"),
         f"{CopyState.name}.{node}",
         # It asks others for blocks under its own name; they answer whom the scheduler told them to.

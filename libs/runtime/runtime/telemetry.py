@@ -4,9 +4,10 @@ its context travels as a W3C `traceparent` in the outbox row and in the message'
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -20,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 NO_TRACE = "{}"
 
+_RECENT = 1000
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -107,8 +109,29 @@ def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappi
     return event
 
 
+class Recent:
+    """The newest lines of this process's log, with their moments, for whoever hands them on."""
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[int, str]] = deque(maxlen=_RECENT)
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+        if text != "\n":
+            self._lines.append((time.time_ns(), text))
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def after(self, at: int) -> list[tuple[int, str]]:
+        return [line for line in tuple(self._lines) if line[0] > at]
+
+
+recent = Recent()
+
+
 def configure_logging(level: str) -> None:
-    """JSON lines on standard error. Called by the composition root, once."""
+    """JSON lines on standard error, the newest also at `recent`. Called by the composition root, once."""
     threshold = getattr(logging, level.upper())
     structlog.configure(
         processors=[
@@ -122,7 +145,7 @@ def configure_logging(level: str) -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, recent)),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")

@@ -3,7 +3,8 @@
 import functools
 
 from contracts import events, queries
-from contracts.reports import JobOutput
+from contracts.lines import KeepLines
+from contracts.reports import JobOutput, LinesKept
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 
@@ -17,6 +18,7 @@ from gateway import (
     git,
     http,
     jobs,
+    lines,
     outages,
     rollouts,
     sleep,
@@ -85,11 +87,13 @@ def create(
             events.CreditGranted,
             events.AlertRaised,
         ),
+        reports=(LinesKept,),
         answers={
             queries.WorkloadsAfter: functools.partial(snapshots.workloads_after, desk),
             queries.DeploymentsPending: functools.partial(snapshots.deployments_pending, desk),
             queries.SourcePartOf: functools.partial(sources.part_of, desk),
             queries.CredentialsOf: functools.partial(credentials.sealed, desk),
+            KeepLines: functools.partial(lines.keep, desk),
         },
         listens={JobOutput: functools.partial(jobs.heard, desk)},
         loops=[

@@ -14,6 +14,7 @@ from starlette.routing import WebSocketRoute
 from gateway import (
     activity,
     alerts,
+    app_logs,
     apps,
     auth,
     builds,
@@ -55,6 +56,7 @@ ROUTERS = (
     sleep.router,
     metrics.router,
     logs.router,
+    app_logs.router,
     usage.router,
     auth.router,
     organizations.router,

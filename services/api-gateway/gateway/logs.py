@@ -6,49 +6,41 @@ as many at once as came together, and few wait for a slow reader: what he misses
 """
 
 import asyncio
-import contextlib
-import re
 from collections.abc import AsyncIterator, Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from contracts.api import LogPage
 from contracts.build_queries import BuildLogAfter, BuildLogPage
-from contracts.errors import InvalidInput, NotFound, Unavailable
+from contracts.errors import NotFound, Unavailable
 from contracts.reports import BuildLog, LogLine
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from nats.errors import Error as NatsError
 
-from gateway import deployments, jobs, status
+from gateway import deployments, event_stream, jobs, status
 from gateway.desk import Desk
+from gateway.event_stream import Ansi, without_escapes
 from gateway.permissions import Member
 
 router = APIRouter(prefix="/api/paas", tags=["deployments"])
 
 PAGE = 1000
-# In seconds: how often the status is looked at; how long a lost report may go unnoticed; how long the way
-# to the client may be silent.
+# In seconds: how often the status is looked at; how long a lost report may go unnoticed.
 _LOOK = 1.0
 _READ = 5.0
-_KEEP_ALIVE = 15.0
 # Reports of some thousand lines at most, for every reader.
 _WAITING = 8
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_]|)")
 RELEASE = "release"
 After = Annotated[int, Query(ge=0, lt=2**31)]
-Ansi = Annotated[bool, Query(description="Leave colours and other escape sequences of terminals in")]
 
 # With their sequences, in JSON.
 Lines = list[tuple[int, bytes]]
 
-_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        "description": "Events: `log` (a line, its id is its sequence), `status` (of the deployment, when it "
-        "changes), `end` (the same, and nothing follows), `reconnect` (come again with `Last-Event-ID`).",
-    }
-}
+_STREAM = event_stream.responses(
+    "Events: `log` (a line, its id is its sequence), `status` (of the deployment, when it changes), "
+    "`end` (the same, and nothing follows), `reconnect` (come again with `Last-Event-ID`)."
+)
 
 
 @router.get("/deployments/{deployment}/log")
@@ -68,23 +60,9 @@ async def stream_log(
     deployment: str, request: Request, caller: Member, after: After = 0, ansi: Ansi = False
 ) -> Response:
     built = await deployments.built_as(caller.desk.store, caller.organization, deployment)
-    start = _place(request.headers.get("last-event-id") or str(after))
+    start = event_stream.place(request.headers.get("last-event-id") or str(after))
     tail = Tail(caller.desk, caller.organization, deployment, built, start, ansi=ansi)
-    return EventStream(
-        tail.events(),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
-
-
-class EventStream(StreamingResponse):
-    """Closes its events with itself, however it ends: a subscription must not outlive its reader."""
-
-    async def stream_response(self, send: Any) -> None:
-        events = self.body_iterator
-        assert isinstance(events, AsyncIterator)
-        async with contextlib.aclosing(events):  # type: ignore[type-var]
-            await super().stream_response(send)
+    return event_stream.answer(tail.events())
 
 
 class Tail:
@@ -104,7 +82,7 @@ class Tail:
         self._ahead: dict[int, bytes] = {}
 
     async def events(self) -> AsyncIterator[bytes]:
-        yield b"retry: 1000\n\n"
+        yield event_stream.RETRY
         try:
             # Subscribed before the stored lines are read: what is written in between comes both ways.
             async with self._desk.bus.subscribe_as(self._reported, BuildLog, self._built, _WAITING) as live:
@@ -112,7 +90,7 @@ class Tail:
                     yield event
         except (Unavailable, NatsError):
             # The client comes again by itself, and finds every line where it left off.
-            yield _event("reconnect")
+            yield event_stream.event("reconnect")
 
     async def _follow(self, live: "asyncio.Queue[Lines]") -> AsyncIterator[bytes]:
         clock = self._desk.clock
@@ -129,25 +107,25 @@ class Tail:
                 try:
                     async for lines in self._stored():
                         said_at = clock.monotonic()
-                        yield _logged(lines)
+                        yield event_stream.logged(lines)
                     complete = True
                 except Unavailable:
                     yield b": the stored log cannot be read now\n\n"
             if final and complete:
-                yield _event("end", text)
+                yield event_stream.event("end", text)
                 return
             if text != told:
                 told, said_at = text, clock.monotonic()
-                yield _event("status", text)
+                yield event_stream.event("status", text)
             if clock.monotonic() >= end or self._desk.closing.is_set():
-                yield _event("reconnect")
+                yield event_stream.event("reconnect")
                 return
-            if clock.monotonic() - said_at >= _KEEP_ALIVE:
+            if clock.monotonic() - said_at >= event_stream.KEEP_ALIVE:
                 said_at = clock.monotonic()
-                yield b": still here\n\n"
+                yield event_stream.STILL_HERE
             async for lines in self._live(live, clock.monotonic() + _LOOK):
                 said_at = read_at = clock.monotonic()
-                yield _logged(lines)
+                yield event_stream.logged(lines)
 
     async def _stored(self) -> AsyncIterator[Lines]:
         while True:
@@ -176,7 +154,7 @@ class Tail:
         lines = orjson.loads(report)["lines"]
         if not self._ansi and rb"\u001b" in report:
             for line in lines:
-                line["text"] = _ESCAPE.sub("", line["text"])
+                line["text"] = without_escapes(line["text"])
         return [(line["sequence"], orjson.dumps(line)) for line in lines]
 
     def _joined(self, lines: Iterable[tuple[int, bytes]]) -> Lines:
@@ -221,22 +199,8 @@ async def _page(desk: Desk, organization: str, deployment: str, after: int) -> B
     return BuildLogPage(lines=lines + more, finished=release.ended and len(written) < room)
 
 
-def _place(text: str) -> int:
-    if text.isdecimal() and len(text) < 10:
-        return int(text)
-    raise InvalidInput("a place in a log is the sequence of a line", place=text[:40])
-
-
-def _logged(lines: Lines) -> bytes:
-    return b"".join([b"id: %d\nevent: log\ndata: %b\n\n" % line for line in lines])
-
-
 def _plain(lines: Iterable[LogLine]) -> Iterable[LogLine]:
     return (
-        line.model_copy(update={"text": _ESCAPE.sub("", line.text)}) if "\x1b" in line.text else line
+        line.model_copy(update={"text": without_escapes(line.text)}) if "\x1b" in line.text else line
         for line in lines
     )
-
-
-def _event(name: str, data: str = "{}") -> bytes:
-    return f"event: {name}\ndata: {data}\n\n".encode()

@@ -18,10 +18,9 @@ from contracts.queries import JoinTokenMade, JoinTokenRevoked, NewJoinToken, Nod
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from gateway import joining
+from gateway import event_stream, joining
 from gateway.bundle import bundle
 from gateway.desk import Desk
-from gateway.logs import EventStream
 from gateway.permissions import Administrator
 
 if TYPE_CHECKING:
@@ -80,11 +79,7 @@ async def add_server(server: AddServer, request: Request, caller: Administrator)
         )
     )
     setup = Setup(desk, server, token, script)
-    return EventStream(
-        setup.events(),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return event_stream.answer(setup.events())
 
 
 class Setup:

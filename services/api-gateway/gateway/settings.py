@@ -49,6 +49,10 @@ class GatewaySettings(BaseSettings):
     stream_seconds: float = Field(
         600, gt=0, description="A log stream ends itself after so long, and the client comes again"
     )
+    log_days: float = Field(7, gt=0, le=3650, description="What apps and nodes say is kept for so many days")
+    log_mb: int = Field(
+        64, ge=1, description="Most of an app's lines that are kept, packed to about a tenth; the newest stay"
+    )
 
     least_sleep_minutes: float = Field(
         1, gt=0, description="Shortest time without a request after which an app may sleep"

@@ -10,7 +10,7 @@ from contracts.events import AppChanged
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import func, select
 
-from gateway import accounts, activity, alerts, jobs, sources, tickets, wallets, workloads
+from gateway import accounts, activity, alerts, jobs, lines, sources, tickets, wallets, workloads
 from gateway.deployments import requested
 from gateway.desk import Desk
 from gateway.tables import DeploymentRow, WalletRow, WorkloadRow
@@ -41,6 +41,7 @@ async def tidy(desk: Desk) -> None:
     await activity.forget(desk)
     await tickets.forget(desk)
     await jobs.forget(desk)
+    await lines.forget(desk)
 
 
 async def _overdue(desk: Desk, status: str, overdue: Any) -> list[tuple[str, str]]:

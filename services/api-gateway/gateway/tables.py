@@ -389,3 +389,48 @@ def violated(error: IntegrityError) -> str | None:
     """The constraint that refused a row."""
     diagnosis = getattr(error.orig, "diag", None)
     return None if diagnosis is None else diagnosis.constraint_name
+
+
+# --- what instances and nodes say --------------------------------------------------------------------------
+# A subject is a workload, or a node: that has no organization, and only the platform sees it.
+
+
+class LineSourceRow(Base):
+    """How far what one instance says has come."""
+
+    __tablename__ = "line_source"
+    node: Mapped[str] = mapped_column(primary_key=True)
+    instance: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str]
+    organization: Mapped[str | None]
+    # In nanoseconds since 1970, and what it was before the last piece.
+    kept: Mapped[int] = mapped_column(BigInteger)
+    was: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[datetime] = created()
+    __table_args__ = (Index("line_source_at", "at"),)
+
+
+class LineHeadRow(Base):
+    __tablename__ = "line_head"
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str | None]
+    # The sequence of its newest line; it counts on, whatever is forgotten.
+    last: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class PieceRow(Base):
+    """Lines of one instance, packed; `first` is the sequence of the first of them within the subject."""
+
+    __tablename__ = "piece"
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    first: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    organization: Mapped[str | None]
+    node: Mapped[str]
+    instance: Mapped[str]
+    process: Mapped[str]
+    lines: Mapped[int]
+    first_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    __table_args__ = (Index("piece_last_at", "last_at"),)

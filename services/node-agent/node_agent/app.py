@@ -18,6 +18,7 @@ from contracts.permits import PullPermitFor
 from contracts.reports import CopyState, JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
+from runtime.telemetry import recent
 
 from node_agent.copies import Copies
 from node_agent.departures import Departures
@@ -36,6 +37,7 @@ from node_agent.images import Images, Permit
 from node_agent.ingress import Proxy, TraefikProxy
 from node_agent.jobs import Jobs
 from node_agent.journal import Journal
+from node_agent.lines import Lines, OwnLog
 from node_agent.machine import Machine, Share
 from node_agent.membership import Membership
 from node_agent.neighbourhood import Neighbourhood
@@ -59,6 +61,7 @@ _MEMBERSHIP_SECONDS = 5.0
 # How exactly the moment is met at which an app may sleep.
 _SLEEP_SECONDS = 2.0
 _COPY_SECONDS = 2.0
+_LINES_SECONDS = 0.2
 
 
 def create(
@@ -85,6 +88,7 @@ def create(
         first_uid=settings.first_uid,
     )
     holdings = Holdings(folder / "volumes")
+    lines = Lines(name, engine, OwnLog(recent), bus.ask, clock)
     site = Site(
         node=name,
         telemetry=runtime.telemetry,
@@ -96,7 +100,7 @@ def create(
         routes=routes,
         journal=journal,
         tenures=tenures,
-        departures=Departures(engine, tenures, clock, settings.drain_seconds),
+        departures=Departures(engine, tenures, lines, clock, settings.drain_seconds),
         endpoints=EndpointBoard(name, clock),
         environment=Environment(name, lambda: runtime.settings.seal_key_of_node(name)),
         rollout_batch=settings.rollout_batch,
@@ -109,6 +113,7 @@ def create(
         sleep=Sleep(Shelf(folder / "naps", Nap), name, journal, clock),
         traffic=traffic,
         waker=Waker(folder, routes, desired, clock),
+        lines=lines,
     )
     jobs = Jobs(site, folder, bus.report)
     sessions = Sessions(site, lambda: bus.client, jobs.attach)
@@ -164,6 +169,7 @@ def create(
             Loop("endpoints", lambda: site.endpoints.publish(bus.bucket("endpoints")), every=None),
             heartbeat,
             Loop("traffic", lambda: traffic.report(bus.report), every=settings.heartbeat_seconds),
+            Loop("lines", lines.work, every=_LINES_SECONDS),
             Loop("sleep", node.fall_asleep, every=_SLEEP_SECONDS),
             Loop("introduce", introduce, every=3600.0),
             *_among_others(site, node, runtime, settings.reconcile_seconds),

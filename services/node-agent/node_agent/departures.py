@@ -13,6 +13,7 @@ from runtime.tasks import end
 
 from node_agent.diff import Reason
 from node_agent.engine import ContainerEngine
+from node_agent.lines import Lines
 from node_agent.tenure import Tenure, Tenures
 
 log = structlog.get_logger("node-agent.departures")
@@ -27,8 +28,11 @@ _ESTABLISHED = "01"
 
 
 class Departures:
-    def __init__(self, engine: ContainerEngine, tenures: Tenures, clock: Clock, drain_seconds: float) -> None:
+    def __init__(
+        self, engine: ContainerEngine, tenures: Tenures, lines: Lines, clock: Clock, drain_seconds: float
+    ) -> None:
         self._engine = engine
+        self._lines = lines
         self._tenures = tenures
         self._clock = clock
         self._drain_seconds = drain_seconds
@@ -66,6 +70,7 @@ class Departures:
         while True:
             try:
                 code = await self._engine.stop(instance, tenure.grace_seconds)
+                await self._lines.finish(instance)
                 await self._engine.remove(instance)
                 await self._tenures.finish(instance, code)
                 return

@@ -7,16 +7,20 @@ The SDK blocks, so calls run in threads of this engine's own; nothing polls, not
 import asyncio
 import contextlib
 import math
+import os
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from contracts.errors import InvalidInput, NotFound, ProviderFailed, Unavailable
 
 from node_agent import docker_disk, gauges, labels, shell
+from node_agent.docker_errors import translated
+from node_agent.docker_log import DockerLog
 from node_agent.docker_networks import Networks
 from node_agent.docker_streams import DockerSession, connect
 from node_agent.engine import (
@@ -97,7 +101,7 @@ class DockerEngine:
 
     async def _call(self, work: Callable[[Any], T], pool: ThreadPoolExecutor | None = None) -> T:
         def run() -> T:
-            with _translated():
+            with translated():
                 return work(self._client())
 
         return await asyncio.get_running_loop().run_in_executor(pool or self._calls, run)
@@ -277,6 +281,13 @@ class DockerEngine:
         )
         return found
 
+    async def lines(self, instance: str, after: int) -> DockerLog:
+        found = await self._call(lambda client: client.inspect_container(self._name(instance)))
+        path = Path(found["LogPath"])
+        if not os.access(path.parent, os.R_OK | os.X_OK):
+            raise ProviderFailed(f"what the engine has written of instances cannot be read at {path.parent}")
+        return DockerLog(path, after)
+
     async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]:
         text = await self._call(
             lambda client: client.logs(self._name(instance), stdout=True, stderr=True, tail=lines)
@@ -424,23 +435,3 @@ def _tagged(image: str) -> str:
     """Without a tag Docker would pull every one there is."""
     last = image.rpartition("/")[2]
     return image if ":" in last or "@" in last else f"{image}:latest"
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    from docker.errors import APIError, DockerException
-    from docker.errors import NotFound as DockerNotFound
-    from requests.exceptions import RequestException
-
-    try:
-        yield
-    except DockerNotFound as error:
-        raise NotFound(_words(error)) from error
-    except APIError as error:
-        raise ProviderFailed(f"the container engine refused: {_words(error)}") from error
-    except (DockerException, RequestException) as error:
-        raise Unavailable(f"the container engine does not answer: {error}") from error
-
-
-def _words(error: Any) -> str:
-    return str(error.explanation or error)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
+from contracts.lines import Line
 from contracts.money import Rate
 from contracts.workload import HealthCheck, Limits, Slot, WorkloadSpec
 
@@ -120,6 +121,20 @@ class Chunk:
     data: bytes
 
 
+class LineReader(Protocol):
+    """What an instance says, line by line. Blocking, and cheap where there is nothing new."""
+
+    def read(self, most: int) -> list[Line]:
+        """What has come since the last time, of about so many bytes at most."""
+        ...
+
+    def rest(self) -> list[Line]:
+        """The line that has begun and will not be ended any more."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Session(Protocol):
     """What a process says, and, where it listens, what it is told. A terminal has one stream only."""
 
@@ -226,6 +241,11 @@ class ContainerEngine(Protocol):
         self, instance: str, command: tuple[str, ...], environment: dict[str, str], *, terminal: bool
     ) -> Session:
         """Another process inside a running instance, as its user."""
+        ...
+
+    async def lines(self, instance: str, after: int) -> LineReader:
+        """Of one that has been started: what it has said since a moment, in nanoseconds since 1970, as long
+        as the engine keeps it, and what it says from now on."""
         ...
 
     async def log_tail(self, instance: str, lines: int) -> tuple[str, ...]: ...

@@ -59,6 +59,7 @@ class Launcher:
                 self._ends[name] = []
                 if present is None or step.start:
                     await self._site.engine.start(name)
+                    self._site.lines.follow(instance.identity, new=present is None)
             why = await self._until_ready(instance, superseded)
         except (ProviderFailed, NotFound) as error:
             return Setback(step.slot, f"{step.slot} could not be started: {error.message}", name)

@@ -75,6 +75,7 @@ class Node:
         await self._copies.close()
         await self._jobs.close()
         await self._site.departures.close()
+        self._site.lines.close()
         await self._site.images.close()
         await self._site.engine.close()
 
@@ -177,6 +178,8 @@ class Node:
         found: defaultdict[str, list[Instance]] = defaultdict(list)
         everything = await site.engine.instances()
         for instance in everything:
+            if instance.state != "created":
+                site.lines.follow(instance.identity)
             if instance.identity.instance not in leaving:
                 found[instance.identity.workload].append(instance)
         for workload in found.keys() - self._keepers.keys():

@@ -334,6 +334,7 @@ class Keeper:
             await self._watch.follow(instance)
 
     async def _remove(self, instance: str) -> None:
+        await self._site.lines.finish(instance)
         await self._site.engine.remove(instance)
         self._instances.pop(instance, None)
         self._watch.forget(instance)

@@ -15,6 +15,7 @@ from node_agent.homes import Homes
 from node_agent.images import Images
 from node_agent.ingress import Proxy
 from node_agent.journal import Journal
+from node_agent.lines import Lines
 from node_agent.neighbourhood import Neighbourhood
 from node_agent.routes import Routes
 from node_agent.sleep import Sleep
@@ -48,5 +49,6 @@ class Site:
     sleep: Sleep
     traffic: Traffic
     waker: Waker
+    lines: Lines
     # None: other nodes send it no requests, and it sends none to them.
     neighbourhood: Neighbourhood | None = None
