@@ -9,6 +9,7 @@ lost with a database that fails: then its node hears how far it is, and hands it
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from contracts.errors import InvalidInput
 from contracts.lines import KeepLines, Kept, Piece
 from contracts.queries import Places, PlacesOf
 from contracts.reports import LinesKept
@@ -88,6 +89,8 @@ delete from piece p using gone where p.subject = gone.subject
 
 async def keep(desk: Desk, question: KeepLines) -> Kept:
     node = question.node
+    if len({piece.instance for piece in question.pieces}) < len(question.pieces):
+        raise InvalidInput("one instance has one piece in a message")
     async with desk.store.transaction(PLATFORM) as tx:
         connection = await tx.connection()
         known = await _rows(connection, _KNOWN, (node, [piece.instance for piece in question.pieces]))
@@ -104,6 +107,7 @@ async def keep(desk: Desk, question: KeepLines) -> Kept:
         return piece.workload is None or piece.workload in ordered
 
     pieces = [piece for piece in question.pieces if allowed(piece)]
+    heard = {piece.instance for piece in pieces}
     if full := [piece for piece in pieces if piece.lines and piece.body]:
         async with desk.store.transaction(PLATFORM) as tx:
             now, grown = await _keep(tx, node, full, owners)
@@ -112,7 +116,7 @@ async def keep(desk: Desk, question: KeepLines) -> Kept:
             await desk.bus.report(LinesKept(of=subject, last=last))
     return Kept(
         kept={piece.instance: kept.get(piece.instance, 0) for piece in pieces},
-        refused=tuple(piece.instance for piece in question.pieces if piece not in pieces),
+        refused=tuple(piece.instance for piece in question.pieces if piece.instance not in heard),
     )
 
 
