@@ -1,17 +1,21 @@
 """What has come to life is kept alive: crashes, hands on the machine, a lost engine, deaf instances."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from contracts.errors import ProviderFailed
-from contracts.events import InstanceCrashed, InstanceStopped
+from contracts.events import InstanceCrashed, InstanceStopped, RolloutFinished
 from contracts.ids import new_id
 from contracts.workload import HealthCheck, Slot
+from node_agent import outcomes
 from node_agent.crashes import Crashes
+from node_agent.desired import Desired
 from node_agent.engine import Blueprint, Identity, Instance
+from node_agent.launch import Setback
 
 from tests.harness import eventually
-from tests.node_agent.conftest import World, next_release, spec, wanted
+from tests.node_agent.conftest import NODE, World, next_release, spec, wanted
 from tests.ports.engines import FakeHands, blueprint
 from tests.ports.web import Load
 
@@ -98,6 +102,71 @@ async def test_a_replacement_that_fails_is_tried_again_later_and_later(
     (other,) = await world.running(app)
     await world.answers("hello.localhost", other)
     assert world.engine.count("create") == 4
+
+
+async def test_what_does_not_start_at_its_new_place_is_tried_until_the_cause_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_agent.outcomes._FIRST_PAUSE", 0.3)
+    image = "registry.example/app:7"
+    app = spec(image=image)
+    await world.route(app, "hello.localhost")
+    await world.want(wanted(app))
+    await world.start()
+
+    async def reasons() -> list[str | None]:
+        return [e.reason for e in await world.harness.events(RolloutFinished) if not e.ok]
+
+    async def tried_twice() -> bool:
+        return len(await reasons()) >= 2
+
+    await eventually(tried_twice, what="another try")
+    # The cause is another one now, and it is told.
+    world.engine.registry[image] = "exit 3"
+
+    async def ends() -> bool:
+        return "exit code 3" in str((await reasons())[-1])
+
+    await eventually(ends, what="what stands in its way now")
+    # An agent that starts does not wait for what another one had to wait for.
+    await world.stop()
+    monkeypatch.setattr("node_agent.outcomes._FIRST_PAUSE", 300.0)
+    world.engine.images[image] = ""
+    await world.start()
+    come = await world.harness.event(RolloutFinished, lambda e: e.ok)
+    assert (come.workload, come.generation, come.running) == (app.id, 1, 1)
+    (name,) = await world.running(app)
+    await world.answers("hello.localhost", name)
+    assert [e.instance for e in await world.started()] == [name]
+
+
+async def test_what_comes_here_beside_what_serves_is_tried_again_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slots of a node that was lost, on one that has some of its own."""
+    monkeypatch.setattr("node_agent.outcomes._FIRST_PAUSE", 0.3)
+    app, (name,) = await world.live()
+    world.engine.fail_next("create", ProviderFailed("no memory is left"))
+    async with Load(world.traefik.port, "hello.localhost", connections=1) as load:
+        await world.want(wanted(app, 2, 2))
+        refused = await world.harness.event(RolloutFinished, lambda e: not e.ok)
+        assert (refused.reason, refused.running) == ("web.2 could not be started: no memory is left", 1)
+        assert name in await world.running(app, 2)
+    assert load.failed == 0, load.answers
+
+
+async def test_who_fails_again_waits_longer(tmp_path: Path) -> None:
+    app, desired = spec(), Desired(tmp_path, NODE)
+    desired.open()
+    setback = Setback(Slot(process="web", index=0), "no")
+    await desired.accept(f"{NODE}.{app.id}", wanted(app).model_dump_json().encode())
+    failure = outcomes.failure(app, [setback])
+    waits = [outcomes.pause(await desired.failed(app.id, failure)) for _ in range(8)]
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+    # Another generation begins anew.
+    later = next_release(app)
+    await desired.accept(f"{NODE}.{app.id}", wanted(later, 2).model_dump_json().encode())
+    assert await desired.failed(app.id, outcomes.failure(later, [setback])) == 1
 
 
 async def test_what_no_event_told_of_is_found_by_the_timer(world: World) -> None:

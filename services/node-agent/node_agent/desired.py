@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 from contracts.model import Model
-from contracts.workload import NodeWorkload
+from contracts.workload import NodeWorkload, WorkloadSpec
 from pydantic import ValidationError
 
 from node_agent.shelf import Shelf
@@ -17,12 +17,15 @@ log = structlog.get_logger("node-agent.desired")
 
 
 class Failure(Model):
-    """A generation that did not come to life here; it is tried again when there is a new one."""
+    """A generation that did not come to life here."""
 
     generation: int
     fingerprint: str
     reason: str
     log_tail: tuple[str, ...] = ()
+
+    def of(self, spec: WorkloadSpec) -> bool:
+        return (self.generation, self.fingerprint) == (spec.generation, spec.fingerprint())
 
 
 class Record(Model):
@@ -30,17 +33,29 @@ class Record(Model):
     # What came to life last: it stays when `desired` does not.
     live: NodeWorkload | None = None
     failure: Failure | None = None
+    # How often it has failed, one time after the other; and that it is tried once more.
+    tries: int = 0
+    again: bool = False
     # The highest revision whose outcome has been told.
     reported: int = 0
 
     @property
     def failed(self) -> bool:
-        spec = self.desired.spec
         return (
             self.failure is not None
+            and not self.again
             and bool(self.desired.slots)
-            and (self.failure.generation, self.failure.fingerprint) == (spec.generation, spec.fingerprint())
+            and self.failure.of(self.desired.spec)
         )
+
+    @property
+    def persists(self) -> bool:
+        """What failed is tried again for as long as it is wanted: nothing else serves here that would have to
+        make room for the attempt. A release that fails where the one before it serves has had its chance."""
+        live = self.live
+        if live is None or not live.slots:
+            return self.failed
+        return self.failed and live.spec.fingerprint() == self.desired.spec.fingerprint()
 
     @property
     def wanted(self) -> NodeWorkload | None:
@@ -101,10 +116,22 @@ class Desired:
         return workload
 
     async def came_to_life(self, workload: str, live: NodeWorkload) -> None:
-        await self._update(workload, live=live, failure=None)
+        await self._update(workload, live=live, failure=None, again=False)
 
-    async def failed(self, workload: str, failure: Failure) -> None:
-        await self._update(workload, failure=failure)
+    async def failed(self, workload: str, failure: Failure) -> int:
+        """How often it has by now."""
+        record = self[workload]
+        before = record.failure is not None and record.failure.of(record.desired.spec)
+        tries = record.tries + 1 if before else 1
+        await self._update(workload, failure=failure, tries=tries, again=False)
+        return tries
+
+    async def try_again(self, workload: str) -> Record:
+        """What comes of it is told anew."""
+        record = self[workload]
+        untold = min(record.reported, record.desired.revision - 1)
+        await self._update(workload, again=True, reported=untold)
+        return self[workload]
 
     async def reported(self, workload: str, revision: int) -> None:
         await self._update(workload, reported=revision)

@@ -15,7 +15,7 @@ from node_agent.site import Site
 # A process that listens to nobody counts as ready when it has run for so long.
 _SETTLED_SECONDS = 2.0
 _LOOK_EVERY = 0.05
-LOG_TAIL = 50
+_LOG_TAIL = 50
 
 
 def routed(instance: Instance) -> bool:
@@ -67,7 +67,7 @@ class Launcher:
             self._ends.pop(name or "", None)
         if why is None:
             return Instance(instance.identity, "running", instance.address)
-        return Setback(step.slot, f"{step.slot} {why}", name, await self._log_tail(name))
+        return Setback(step.slot, f"{step.slot} {why}", name, await self.said(name))
 
     async def _blueprint(self, slot: Slot, wanted: NodeWorkload) -> Blueprint:
         spec, now = wanted.spec, self._site.clock.now()
@@ -125,8 +125,8 @@ class Launcher:
             await clock.sleep(_LOOK_EVERY)
         return None
 
-    async def _log_tail(self, instance: str) -> tuple[str, ...]:
+    async def said(self, instance: str) -> tuple[str, ...]:
         try:
-            return await self._site.engine.log_tail(instance, LOG_TAIL)
+            return await self._site.engine.log_tail(instance, _LOG_TAIL)
         except BerthError as error:
             return (f"(no log: {error.message})",)

@@ -11,6 +11,13 @@ from contracts.workload import WorkloadSpec
 from node_agent.desired import Failure, Record
 from node_agent.launch import Setback
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0
+
+
+def pause(tries: int) -> float:
+    """Before what has failed so often is tried again."""
+    return min(_FIRST_PAUSE * 2.0 ** min(tries - 1, 16), _LONGEST_PAUSE)
+
 
 def failure(spec: WorkloadSpec, setbacks: Sequence[Setback]) -> Failure:
     first = min(setbacks, key=lambda setback: str(setback.slot))
@@ -40,7 +47,7 @@ def finished(
     told: dict[str, Any] = {"ok": True, "log_tail": said}
     if record.failed and failed is not None:
         told = {"ok": False, "reason": failed.reason, "log_tail": failed.log_tail}
-    key = f"{node}/{spec.id}/{desired.revision}"
+    key = f"{node}/{spec.id}/{desired.revision}/{record.tries}/{told['ok']}"
     return RolloutFinished(
         id=f"rollout.{hashlib.sha256(key.encode()).hexdigest()[:32]}",
         at=now,

@@ -2,7 +2,8 @@
 
 A new release comes to life as a whole or not at all: its instances are started, asked until they are ready,
 routed and confirmed through the proxy; only then do the old ones leave. What does not come to life is removed
-and reported, and the old release stays. What has come to life is repaired instance by instance, for ever.
+and reported, and the old release stays; where there is none, it is tried again later and later. What has come
+to life is repaired instance by instance, for ever.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from node_agent.diff import Action, Discard, Raise, Retire, Seen, batches, diff
 from node_agent.endings import words
 from node_agent.engine import EngineEvent, Instance
 from node_agent.health import examine
-from node_agent.launch import LOG_TAIL, Launcher, Setback, routed
+from node_agent.launch import Launcher, Setback, routed
 from node_agent.routes_file import Served
 from node_agent.site import Site
 from node_agent.sleep import allowed
@@ -47,6 +48,7 @@ class Keeper:
         self._launcher = Launcher(site)
         self._repair_pause = _FIRST_REPAIR_PAUSE
         self._repair_after = 0.0
+        self._retry_after = 0.0
         # Whether requests from other nodes are answered here.
         self._served_here = workload in site.proxy.published()
         self._log = log.bind(workload=workload)
@@ -70,6 +72,7 @@ class Keeper:
     def rouse(self) -> None:
         """Somebody waits for it: what kept it from being raised may be over."""
         self._repair_pause, self._repair_after = _FIRST_REPAIR_PAUSE, 0.0
+        self._retry_after = 0.0
         self.wake()
 
     def condemn(self, instance: str, why: str) -> None:
@@ -114,6 +117,12 @@ class Keeper:
         record = self._site.desired[self.workload]
         await self._site.sleep.check(record.desired)
         await self._look()
+        if record.persists:
+            wait = self._retry_after - self._site.clock.monotonic()
+            if wait <= 0:
+                record = await self._site.desired.try_again(self.workload)
+            else:
+                asyncio.get_running_loop().call_later(wait, self.wake)
         wanted, asleep = record.wanted, self._site.sleep.asleep(self.workload)
         steps = diff(wanted, self._seen(self._instances), asleep=asleep)
         for step in steps:
@@ -267,7 +276,8 @@ class Keeper:
     async def _fail(self, spec: WorkloadSpec, setbacks: list[Setback]) -> None:
         failure = outcomes.failure(spec, setbacks)
         self._log.warning("release did not come to life", generation=spec.generation, reason=failure.reason)
-        await self._site.desired.failed(self.workload, failure)
+        tries = await self._site.desired.failed(self.workload, failure)
+        self._retry_after = self._site.clock.monotonic() + outcomes.pause(tries)
 
     def _superseded(self, wanted: NodeWorkload) -> bool:
         return self._site.desired[self.workload].desired.revision != wanted.revision
@@ -410,21 +420,13 @@ class Keeper:
             for volume in there & wanted:
                 await volumes.detach(volume)
 
-    async def _said(self) -> tuple[str, ...]:
-        """What the newest instance has printed while it came to life."""
-        newest = max(self._instances, default=None)
-        if newest is None:
-            return ()
-        try:
-            return await self._site.engine.log_tail(newest, LOG_TAIL)
-        except BerthError as error:
-            return (f"(no log: {error.message})",)
-
     async def _report(self, record: Record) -> None:
         if record.reported >= record.desired.revision:
             return
         running = sum(self._site.tenures.admitted(name) for name in self._instances)
-        said = await self._said()
+        # What the newest one has printed while it came to life.
+        newest = max(self._instances, default=None)
+        said = () if newest is None else await self._launcher.said(newest)
         told = outcomes.finished(
             self._site.node,
             self._site.clock.now(),
