@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from contracts.events import InstanceCrashed, InstanceStopped
@@ -102,3 +102,43 @@ async def test_restarts_of_what_is_unhealthy_count_too(here: World, customer: Cu
         told_of = {"node": "local", "generation": spec.generation, "reason": "unhealthy"}
         await here.say(InstanceStopped(at=at, **meter, **told_of, **ended(spec)))
     await told(here, spec, "App sickly is restarted again and again")
+
+
+async def test_one_that_does_not_start_at_its_new_place_says_why_and_comes_back_by_itself(
+    here: World, customer: Customer
+) -> None:
+    app, spec = await here.live(customer, "moved-away")
+    why = "web.1 could not be started: image berth/app could not be pulled: not found"
+    await here.say(decided(spec, "n2", later=1))
+    await here.say(rollout(spec, "n2", ok=False, running=0, reason=why, at=now(2)))
+    # The instance it had goes on until the new one has come to life.
+    view = await customer.call("GET", f"/api/paas/apps/{app}")
+    assert (view["status"], view["reason"]) == ("running", f"n2: {why}")
+    await here.say(rollout(spec, "local", running=0, at=now(3)))
+    await here.say(rollout(spec, "n2", ok=False, running=0, reason=why, at=now(4)))
+    view = await customer.call("GET", f"/api/paas/apps/{app}")
+    assert (view["status"], view["reason"]) == ("failed", f"n2: {why}")
+    with later(here, 310):
+        await look(here)
+    await told(here, spec, "App moved-away has been down for 5 minutes")
+    await here.say(rollout(spec, "n2", at=now(5)))
+    view = await customer.call("GET", f"/api/paas/apps/{app}")
+    assert (view["status"], view["reason"]) == ("running", None)
+    noted = (await customer.call("GET", f"/api/paas/apps/{app}/activity"))["activity"]
+    assert [(one["kind"], one["words"]) for one in reversed(noted)] == [
+        ("failed", f"it does not come to life on n2: {why}"),
+        ("recovered", "it has come to life on n2"),
+    ]
+
+
+async def test_what_a_lost_node_said_counts_for_nothing(here: World, customer: Customer) -> None:
+    app, spec = await here.live(customer, "bereft")
+    await here.say(decided(spec, "n2", later=1).model_copy(update={"lost": ("local",)}))
+    await here.say(rollout(spec, "n2", ok=False, running=0, reason="exit 1", at=now(2)))
+    await here.say(decided(spec, "n2", later=3))
+    view = await customer.call("GET", f"/api/paas/apps/{app}")
+    assert (view["status"], view["reason"]) == ("failed", "n2: exit 1")
+
+
+def now(later: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=later)

@@ -124,6 +124,13 @@ BAD = Rollout(at=NOW, ok=False, running=1, reason="exit 1")
         pytest.param(
             ONE,
             None,
+            {"n1": BAD.model_copy(update={"running": 0}), "n2": OK},
+            Verdict("broken", "n1: exit 1", 1),
+            id="broken where it is to go, and it serves on where it was",
+        ),
+        pytest.param(
+            ONE,
+            None,
             {"n1": BAD.model_copy(update={"reason": None, "running": 0})},
             Verdict("broken", "n1: the instances did not become healthy", 0),
             id="broken without words",

@@ -16,7 +16,8 @@ Schedule = Annotated[str, StringConstraints(min_length=9, max_length=200)]
 class ActivityView(Model):
     id: str
     # moved: its node went offline, or was emptied. restored: it goes on from a copy of its volumes.
-    kind: Literal["crashed", "restarted", "lost", "moved", "restored", "slept", "woke"]
+    # failed: it does not start where it was placed. recovered: after that, it does.
+    kind: Literal["crashed", "restarted", "lost", "moved", "restored", "failed", "recovered", "slept", "woke"]
     # The instance's place, such as web.1; empty when it happened to the app.
     process: str
     words: str

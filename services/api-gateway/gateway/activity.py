@@ -1,17 +1,20 @@
 """What happened to an app that nobody asked for, and its words: crashes, restarts of the unhealthy, losses,
-moves away from a lost node.
+moves away from a lost node, and places where it does not start.
 
 A trouble is shown as the app's reason for as long as it is the newest that is known of it. Entries are kept
 for a while and come from the events of nodes and scheduler alone.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from contracts.events import (
     InstanceCrashed,
     InstanceStopped,
     PlacementBlocked,
     PlacementDecided,
+    RolloutFinished,
     SleepChanged,
 )
 from contracts.jobs_api import ActivityList
@@ -81,9 +84,24 @@ async def moved(event: PlacementDecided | PlacementBlocked, words: str, tx: Tx) 
     await _note(tx, event, "moved", words)
 
 
+async def rolled_out(event: RolloutFinished, before: Mapping[str, Any] | None, tx: Tx) -> None:
+    """A release that has lived does not start at a place, which is tried again; or it does after all."""
+    known = None if before is None or before["ok"] else before
+    if event.ok and known is not None:
+        await _note(tx, event, "recovered", f"it has come to life on {event.node}")
+    elif not event.ok and (known is None or known["reason"] != event.reason):
+        why = event.reason or "the instances did not become healthy"
+        await _note(tx, event, "failed", f"it does not come to life on {event.node}: {why}")
+
+
 async def _note(
     tx: Tx,
-    event: InstanceCrashed | InstanceStopped | PlacementDecided | PlacementBlocked | SleepChanged,
+    event: InstanceCrashed
+    | InstanceStopped
+    | PlacementDecided
+    | PlacementBlocked
+    | RolloutFinished
+    | SleepChanged,
     kind: str,
     words: str,
     process: str = "",

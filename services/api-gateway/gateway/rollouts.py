@@ -195,6 +195,8 @@ async def placement_decided(event: PlacementDecided, tx: Tx) -> None:
         return
     placement = Placement(at=event.at, nodes=event.nodes, lost=event.lost)
     row.placement = placement.model_dump(mode="json")
+    # Nothing is known to run any more where nobody is heard.
+    row.rollouts = {node: said for node, said in row.rollouts.items() if node not in event.lost}
     if placement.words:
         await activity.moved(event, placement.words, tx)
     await _weigh(tx, row)
@@ -218,6 +220,8 @@ async def rollout_finished(event: RolloutFinished, tx: Tx) -> None:
     if row is None or _newer(row.rollouts.get(event.node), event.at):
         return
     rollout = Rollout(at=event.at, ok=event.ok, running=event.running, reason=event.reason)
+    if row.release == row.good_release:
+        await activity.rolled_out(event, row.rollouts.get(event.node), tx)
     row.rollouts = {**row.rollouts, event.node: rollout.model_dump(mode="json")}
     sleep.heard(row, event.node, event.at, asleep=event.asleep)
     await _weigh(tx, row, event.log_tail)

@@ -75,7 +75,8 @@ def verdict(
     broken = sorted(node for node, rollout in heard.items() if not rollout.ok)
     if broken:
         reason = heard[broken[0]].reason or "the instances did not become healthy"
-        return Verdict("broken", f"{broken[0]}: {reason}", sum(r.running for r in heard.values()))
+        # Whoever is to be relieved goes on until what is to follow has come to life.
+        return Verdict("broken", f"{broken[0]}: {reason}", sum(r.running for r in rollouts.values()))
     short = blockage is not None and (placement is None or blockage.at > placement.at)
     words = blockage.words if short and blockage is not None else None
     lost = (blockage.lost if short and blockage is not None else ()) or (placement.lost if placement else ())
