@@ -4,6 +4,7 @@ would."""
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,13 @@ def mounts_below(folder: Path) -> list[Path]:
 
 @pytest.fixture
 async def fleet(harness: Harness, tmp_path: Path) -> AsyncIterator[Fleet]:
-    made = Fleet(harness, await harness.everybody(), tmp_path)
+    async with opened(harness, tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(harness: Harness, folder: Path) -> AsyncIterator[Fleet]:
+    made = Fleet(harness, await harness.everybody(), folder)
 
     async def hear(reports: list[CopyState]) -> None:
         for report in reports:
@@ -168,5 +175,5 @@ async def fleet(harness: Harness, tmp_path: Path) -> AsyncIterator[Fleet]:
         await harness.stop(name)
     for engine in made.engines.values():
         await engine.end()
-    for mount in mounts_below(tmp_path):
+    for mount in mounts_below(folder):
         await asyncio.to_thread(run, "umount", str(mount), good=range(256))

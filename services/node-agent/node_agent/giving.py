@@ -2,15 +2,15 @@
 
 Invariant (I5): a question is answered only while there is an order to give this workload to the very node
 that asks (the server vouches for who asks), and with the order's secret. What is given after `settle` is of
-one moment: files that go on being written are read while they stand still, and the blocks the taker lacks are
-put aside for it. Wired by `copies`.
+one moment: files that go on being written stand still while they are cloned, or, where they cannot be, while
+they are read; and the blocks the taker lacks are put aside for it. Wired by `copies`.
 """
 
 import asyncio
 import contextlib
 import hmac
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -34,7 +34,8 @@ from pydantic import ValidationError
 from runtime.tasks import end
 
 from node_agent.blocks import Image, digest
-from node_agent.freezing import frozen
+from node_agent.clones import Clones
+from node_agent.freezing import flush, frozen
 from node_agent.site import Site
 from node_agent.throttle import Throttle
 
@@ -54,6 +55,8 @@ class Session:
         self._site = site
         self.order = order
         self._stage = folder / order.id
+        self._clones = Clones(self._stage / "clones")
+        self._closed = False
         self._files = site.volumes.files(order.workload)
         self._offered = {v: OfferedVolume(id=v, size=f.stat().st_size) for v, f in self._files.items()}
         # Of each block, what the taker was given last, or had already.
@@ -100,26 +103,33 @@ class Session:
         site, workload = self._site, self.order.workload
         if self.order.mode == "final" and (why := await self._at_work()) is not None:
             raise ProviderFailed(why)
-        async with AsyncExitStack() as held:
-            # Nobody makes, mounts or takes away one of them meanwhile.
-            for volume in sorted(self._files):
-                await held.enter_async_context(site.volumes.held(volume))
-            now = site.clock.now()
-            mounts = [m for v in sorted(self._files) if (m := site.volumes.mounted_at(v)) is not None]
-            if self.order.mode == "final" and mounts:
-                raise ProviderFailed("its volumes are still mounted")
-            began = site.clock.monotonic()
-            await asyncio.to_thread(self._read, mounts)
-            seconds = site.clock.monotonic() - began
-        self._settled = Settled(
-            taken_at=now, digest=digest_of(self._digests), frozen_ms=round(seconds * 1000) if mounts else 0
-        )
+        began = site.clock.monotonic()
+        try:
+            async with AsyncExitStack() as held:
+                # Nobody makes, mounts or takes away one of them meanwhile.
+                for volume in sorted(self._files):
+                    await held.enter_async_context(site.volumes.held(volume))
+                now = site.clock.now()
+                mounts = [m for v in sorted(self._files) if (m := site.volumes.mounted_at(v)) is not None]
+                if self.order.mode == "final" and mounts:
+                    raise ProviderFailed("its volumes are still mounted")
+                may_clone = await asyncio.to_thread(self._prepare, mounts)
+                stands = site.clock.monotonic()
+                clones = await asyncio.to_thread(self._fix, mounts, may_clone)
+                stood = site.clock.monotonic() - stands if mounts else 0
+            if clones is not None:
+                self._digests = await asyncio.to_thread(self._read, clones)
+        finally:
+            await asyncio.to_thread(self._clones.drop)
+        self._settled = Settled(taken_at=now, digest=digest_of(self._digests), frozen_ms=round(stood * 1000))
         log.info(
             "copy settled",
             workload=workload,
             copy=self.order.id,
             mode=self.order.mode,
-            milliseconds=round(seconds * 1000),
+            cloned=clones is not None,
+            frozen_ms=self._settled.frozen_ms,
+            milliseconds=round((site.clock.monotonic() - began) * 1000),
         )
 
     async def _at_work(self) -> str | None:
@@ -131,29 +141,43 @@ class Session:
             return "its instances are ending"
         return None
 
-    def _read(self, mounts: list[Path]) -> None:
-        """Everything as it is in one moment; what the taker lacks is put aside where writing goes on."""
+    def _prepare(self, mounts: list[Path]) -> bool:
+        """Whether they may be cloned."""
         shutil.rmtree(self._stage, ignore_errors=True)
-        found: dict[str, bytes] = {}
-        with frozen(mounts):
-            for volume in sorted(self._files):
-                found[volume] = self._read_one(volume)
-        self._digests = found
+        self._stage.mkdir(mode=0o700, parents=True)
+        flush(mounts)
+        # What has ended stands still by itself.
+        return self.order.mode == "frozen" and self._clones.has_room(self._files)
 
-    def _read_one(self, volume: str) -> bytes:
+    def _fix(self, mounts: list[Path], may_clone: bool) -> dict[str, Path] | None:
+        """Everything as it is in one moment: cloned, or else read."""
+        with frozen(mounts):
+            clones = self._clones.make(self._files) if may_clone else None
+            if clones is None:
+                self._digests = self._read(self._files)
+        return clones
+
+    def _read(self, files: Mapping[str, Path]) -> dict[str, bytes]:
+        return {volume: self._read_one(volume, files[volume]) for volume in sorted(files)}
+
+    def _read_one(self, volume: str, file: Path) -> bytes:
+        """What the taker lacks is put aside where writing goes on."""
         known = self._known[volume]
         if self.order.mode == "final":
-            with Image(self._files[volume]) as image:
+            with Image(file) as image:
                 return image.digests()
-        self._stage.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
-            Image(self._files[volume]) as image,
+            Image(file) as image,
             Image(self._stage / volume, write=True, size=image.size) as stage,
         ):
             if image.size != self._offered[volume].size:
                 raise ProviderFailed("a volume has grown; the copy begins again")
             whole = image.of_zeros(0, image.blocks)
             for index in image.filled():
+                if self._closed:
+                    raise ProviderFailed("the copy is over")
+                if file != self._files[volume]:
+                    self._clones.check()
                 block = image.read(index)
                 place = slice(index * DIGEST, (index + 1) * DIGEST)
                 whole[place] = digest(block)
@@ -162,6 +186,7 @@ class Session:
             return bytes(whole)
 
     async def close(self) -> None:
+        self._closed = True
         if self._settling is not None:
             # What runs in a thread cannot be cut off, and holds the volumes until it is done.
             await asyncio.gather(self._settling, return_exceptions=True)
