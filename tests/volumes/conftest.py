@@ -95,6 +95,9 @@ class Fleet:
         host: Host = self.harness.hosts.pop(name)
         stray = [task for task in asyncio.all_tasks() if task.get_name().startswith(_TASKS)]
         await end(stray, patience=0.2)
+        # The kernel closes what a dead process has listened at.
+        node: Any = getattr(host.service.on_stop, "__self__", None)
+        await node._site.waker.close()
         await host.runtime.bus.close()
 
     async def want(self, node: str, of: WorkloadSpec, revision: int, count: int = 1, **more: Any) -> None:
