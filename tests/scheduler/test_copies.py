@@ -264,3 +264,27 @@ async def test_without_a_copy_it_waits_for_its_node(scheduler: Stage) -> None:
     await scheduler.harness.settle()
     assert await scheduler.desired("n2", app.id) is None
     assert len((await scheduler.told("n1", app, slots=1)).slots) == 1
+
+
+async def test_the_more_there_is_to_read_the_longer_a_move_may_stand_still(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler)
+    await scheduler.joins("n2")
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    await says(scheduler, "n2", app, await order(scheduler, "n2", app, mode="frozen"))
+    last = await order(scheduler, "n2", app, mode="final")
+    fields = {"node": "n2", "copy_id": last.id, "workload": app.id, "phase": "copying"}
+    await scheduler.bus.report(CopyState.model_validate({**fields, "total_mb": 100_000}))
+
+    async def total() -> bool:
+        known = (await scheduler.bus.ask(CopiesOf(workload=app.id))).copying
+        return known is not None and known.total_mb == 100_000
+
+    await eventually(total, what="how much it is")
+    await scheduler.harness.publish(stopped(app, reason="moved"))
+    for seconds, under_way in ((1900, True), (300, False)):
+        scheduler.harness.clock.advance(seconds)
+        await alive(scheduler, "n1")
+        await alive(scheduler, "n2")
+        [copies] = [one for one in scheduler.harness.hosts["scheduler"].service.loops if one.name == "copies"]
+        await copies.work()
+        assert ((await scheduler.bus.ask(CopiesOf(workload=app.id))).copying is not None) == under_way

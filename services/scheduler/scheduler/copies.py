@@ -29,7 +29,8 @@ from scheduler.roster import Roster
 BATCH = 100
 # A node that could take the data may have joined or come back by then.
 NOWHERE = timedelta(seconds=20)
-# A move whose instances have ended goes back when nothing has come over for so long.
+# A move whose instances have ended goes back when nothing has come over for so long, and for the time that
+# both ends may take to read all of it.
 PATIENCE = timedelta(minutes=3)
 
 # Without data there is nothing to look for, and a platform that has none looks by one question.
@@ -77,7 +78,7 @@ left join node s on s.name = t.source left join node n on n.name = t.target
 left join workload w on w.id = t.workload
 where coalesce(s.status, '') <> 'online' or n.status <> 'online' or n.draining or w.bound <> t.source
     or (t.why = 'move' and t.mode = 'frozen' and not s.draining)
-    or (t.mode = 'final' and t.moved_at < %s)
+    or (t.mode = 'final' and t.moved_at < %s - t.total_mb * interval '20 ms')
     or w.in_force ->> 'state' = 'deleted' or (t.why = 'copy' and w.in_force ->> 'copy_minutes' is null)
 """
 
