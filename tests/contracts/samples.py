@@ -239,4 +239,5 @@ SAMPLES: tuple[Model, ...] = (
         frozen_ms=80,
     ),
     reports.LinesKept(of=APP, last=7),
+    reports.CopiesHeld(node="n2", after=fixed("app"), copies=(reports.HeldCopy(workload=APP, taken_at=AT),)),
 )

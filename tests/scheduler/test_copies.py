@@ -4,11 +4,12 @@ from datetime import timedelta
 
 import pytest
 from contracts.copies import CopyOrder
-from contracts.events import AppChanged, AppDeleted, PlacementDecided, VolumesMoved
+from contracts.events import AlertRaised, AppChanged, AppDeleted, PlacementDecided, VolumesMoved
 from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
-from contracts.reports import CopyState
+from contracts.reports import CopiesHeld, CopyState
 from contracts.workload import NodeWorkload, Volume, WorkloadSpec
+from scheduler.held import Held
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -264,6 +265,60 @@ async def test_without_a_copy_it_waits_for_its_node(scheduler: Stage) -> None:
     await scheduler.harness.settle()
     assert await scheduler.desired("n2", app.id) is None
     assert len((await scheduler.told("n1", app, slots=1)).slots) == 1
+
+
+def says_it_has(stage: Stage, node: str, *apps: WorkloadSpec, **page: object) -> CopiesHeld:
+    now = stage.harness.clock.now()
+    return CopiesHeld.model_validate(
+        {"node": node, "copies": [{"workload": app.id, "taken_at": now} for app in apps], **page}
+    )
+
+
+async def newest_on(stage: Stage, app: WorkloadSpec) -> str | None:
+    return (await stage.bus.ask(CopiesOf(workload=app.id))).on
+
+
+async def test_a_copy_that_its_node_has_no_more_is_made_again(scheduler: Stage) -> None:
+    app = await copied_to_n2(scheduler)
+    held = Held(scheduler.runtime)
+    # The word may be older than the copy.
+    await held.heard([says_it_has(scheduler, "n2")])
+    scheduler.harness.clock.advance(61)
+    await alive(scheduler, "n1", app)
+    await alive(scheduler, "n2")
+    # A page says nothing of what is not on it, nor does another node.
+    before = f"app_{'0' * 26}"
+    await held.heard([says_it_has(scheduler, "n2", after=app.id), says_it_has(scheduler, "n2", until=before)])
+    await held.heard([says_it_has(scheduler, "n1"), says_it_has(scheduler, "n2", app)])
+    assert await newest_on(scheduler, app) == "n2"
+
+    await scheduler.bus.report(says_it_has(scheduler, "n2"))
+    alert = await scheduler.harness.event(AlertRaised, lambda e: e.title.startswith("Copies"))
+    assert alert.title == "Copies of volumes are gone from n2, and are made again"
+    assert (alert.details["copies"], alert.details["workloads"]) == ("1", app.id)
+    again = await order(scheduler, "n2", app)
+    assert again.role == "take"
+    assert await newest_on(scheduler, app) is None
+    assert (await scheduler.node("n2")).allocated.disk_mb == 512, "its room is kept"
+    await held.heard([says_it_has(scheduler, "n2")])
+    await says(scheduler, "n2", app, again)
+    assert await newest_on(scheduler, app) == "n2"
+    alerts = await scheduler.harness.events(AlertRaised)
+    assert len([one for one in alerts if one.title == alert.title]) == 1, "it is told once"
+
+
+async def test_nothing_goes_on_from_a_copy_that_is_gone_but_from_one_that_is_there_again(
+    scheduler: Stage,
+) -> None:
+    app = await copied_to_n2(scheduler)
+    held = Held(scheduler.runtime)
+    scheduler.harness.clock.advance(61)
+    await held.heard([says_it_has(scheduler, "n2")])
+    await silence(scheduler, "n1", others=("n2",))
+    await scheduler.harness.settle()
+    assert await scheduler.desired("n2", app.id) is None
+    await scheduler.bus.report(says_it_has(scheduler, "n2", app))
+    assert (await scheduler.told("n2", app, slots=1)).home == 1
 
 
 async def test_the_more_there_is_to_read_the_longer_a_move_may_stand_still(scheduler: Stage) -> None:

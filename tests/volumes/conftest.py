@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from contracts.copies import CopyOrder, Mode
 from contracts.ids import new_id
-from contracts.reports import CopyState
+from contracts.reports import CopiesHeld, CopyState
 from contracts.workload import NodeWorkload, Volume, WorkloadSpec
 from node_agent.app import create
 from node_agent.commands import run
@@ -58,6 +58,7 @@ class Fleet:
     folder: Path
     engines: dict[str, FakeEngine] = field(default_factory=dict)
     states: dict[tuple[str, str], CopyState] = field(default_factory=dict)
+    held: dict[str, CopiesHeld] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def state(self, node: str) -> Path:
@@ -170,8 +171,12 @@ async def opened(harness: Harness, folder: Path) -> AsyncIterator[Fleet]:
         for report in reports:
             made.states[report.node, report.copy_id] = report
 
+    async def hear_held(reports: list[CopiesHeld]) -> None:
+        made.held |= {report.node: report for report in reports}
+
     listener = await harness.everybody()
     listener.listen(CopyState, hear, "tests")
+    listener.listen(CopiesHeld, hear_held, "tests")
     await listener.start_broker()
     yield made
     for name in [name for name in harness.hosts if name in made.engines]:

@@ -4,12 +4,14 @@ to."""
 import asyncio
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from contracts.copies import Ask, CopyClaim, blocks_subject, keys_for_node, volume_key
+from contracts.copies import Ask, CopyClaim, blocks_subject, digest_of, keys_for_node, volume_key
 from contracts.events import RolloutFinished
 from contracts.ids import new_id
+from node_agent.blocks import Image
 from node_agent.commands import run
 from node_agent.giving import ERROR
 from runtime.bus import Bus
@@ -181,6 +183,38 @@ async def test_who_was_not_told_to_take_it_gets_nothing(fleet: Fleet) -> None:
             await own.close()
 
     await eventually(over, what="the end of its rights")
+
+
+async def test_a_node_says_which_copies_it_has_and_one_that_is_gone_comes_again_as_a_whole(
+    fleet: Fleet,
+) -> None:
+    one = volume(64)
+    app = spec(volumes=(one,))
+    fleet.settings["reconcile_seconds"] = 0.05
+    await fleet.start("n1", "n2")
+    await fleet.want("n1", app, 1)
+    data = await fleet.exists(fleet.data("n1", one))
+    (data / "big").write_bytes(os.urandom(20 * MIB))
+
+    async def says(*taken: datetime | None) -> None:
+        async def look() -> bool:
+            held = fleet.held.get("n2")
+            return held is not None and [copy.taken_at for copy in held.copies] == list(taken)
+
+        await eventually(look, what=f"copies of {taken}")
+
+    await says()
+    first = await fleet.copied(app, "n1", "n2")
+    await says(first.taken_at)
+    copy = fleet.volumes("n2") / "copies" / app.id
+    (copy / f"{one.id}.ext4").unlink()
+    await says()
+    # Not a difference to what is not there.
+    again = await fleet.copied(app, "n1", "n2")
+    assert again.sent_mb >= 20
+    await says(again.taken_at)
+    with Image(copy / f"{one.id}.ext4") as image:
+        assert digest_of({one.id: image.digests()}) == again.digest
 
 
 async def test_a_copy_of_what_is_written_all_the_time_is_of_one_moment(fleet: Fleet, tmp_path: Path) -> None:

@@ -210,6 +210,29 @@ class LinesKept(Report):
         return f"{self.name}.{self.of}"
 
 
+class HeldCopy(Model):
+    workload: AppId
+    # The moment whose data it has.
+    taken_at: Moment
+
+
+class CopiesHeld(Report):
+    """The complete copies a node has, a page at a time: all of those of the workloads behind `after` and up
+    to `until`. So what is missing in a page is missing on the node."""
+
+    name = "copies.held"
+    # Of them in a page: a message has room for many more.
+    PAGE: ClassVar[int] = 2000
+    node: NodeName
+    after: AppId | None = None
+    # None: there is no further page.
+    until: AppId | None = None
+    copies: tuple[HeldCopy, ...]
+
+    def subject(self) -> str:
+        return f"{self.name}.{self.node}"
+
+
 REPORTS: tuple[type[Report], ...] = (
     NodeHeartbeat,
     NodeTraffic,
@@ -218,4 +241,5 @@ REPORTS: tuple[type[Report], ...] = (
     NodePeer,
     CopyState,
     LinesKept,
+    CopiesHeld,
 )

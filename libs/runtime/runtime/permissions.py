@@ -39,7 +39,16 @@ from contracts.events import (
 )
 from contracts.lines import KeepLines
 from contracts.permits import PullPermitFor
-from contracts.reports import BuildLog, CopyState, JobOutput, LinesKept, NodeHeartbeat, NodePeer, NodeTraffic
+from contracts.reports import (
+    BuildLog,
+    CopiesHeld,
+    CopyState,
+    JobOutput,
+    LinesKept,
+    NodeHeartbeat,
+    NodePeer,
+    NodeTraffic,
+)
 
 # nats-server asks there who a user is that its configuration does not list.
 REQUESTS = "$SYS.REQ.USER.AUTH"
@@ -83,6 +92,7 @@ HEARS: dict[str, tuple[str, ...]] = {
         f"{NodePeer.name}.*",
         f"{NodeTraffic.name}.*",
         f"{CopyState.name}.*",
+        f"{CopiesHeld.name}.*",
         REQUESTS,
     ),
 }
@@ -127,6 +137,7 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
         f"{KeepLines.subject()}.{node}",
         sessions.from_node(node, "*"),
         f"{CopyState.name}.{node}",
+        f"{CopiesHeld.name}.{node}",
         # It asks others for blocks under its own name; they answer whom the scheduler told them to.
         blocks_subject("*", node),
         f"$KV.endpoints.*.{node}",

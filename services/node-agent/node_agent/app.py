@@ -15,7 +15,7 @@ from contracts.events import (
     SleepChanged,
 )
 from contracts.permits import PullPermitFor
-from contracts.reports import CopyState, JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
+from contracts.reports import CopiesHeld, CopyState, JobOutput, NodeHeartbeat, NodePeer, NodeTraffic
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service
 from runtime.telemetry import recent
@@ -43,6 +43,7 @@ from node_agent.membership import Membership
 from node_agent.neighbourhood import Neighbourhood
 from node_agent.node import Node
 from node_agent.routes import Routes
+from node_agent.scrub import Scrub
 from node_agent.settings import NodeAgentSettings
 from node_agent.shelf import Shelf
 from node_agent.site import Site
@@ -57,11 +58,14 @@ log = structlog.get_logger("node_agent")
 _INTRODUCTION = (0.5, 1.0, 2.0, 4.0, 8.0)
 _DISK_SECONDS = 60.0
 _PURGE_SECONDS = 3600.0
+_SCRUB_SECONDS = 3600.0
 _MEMBERSHIP_SECONDS = 5.0
 # How exactly the moment is met at which an app may sleep.
 _SLEEP_SECONDS = 2.0
 _COPY_SECONDS = 2.0
 _LINES_SECONDS = 0.2
+# Of the comparisons of everything: what lies still is looked at seldom.
+_HELD_EVERY = 10
 
 
 def create(
@@ -151,7 +155,7 @@ def create(
             SleepChanged,
             JobFinished,
         ),
-        reports=(NodeHeartbeat, NodeTraffic, JobOutput, NodePeer, CopyState),
+        reports=(NodeHeartbeat, NodeTraffic, JobOutput, NodePeer, CopyState, CopiesHeld),
         without_bus=True,
         loops=[
             Loop("desired", lambda: node.follow_desired(bus.bucket("desired")), every=None),
@@ -160,6 +164,8 @@ def create(
             Loop("copies", lambda: copies.follow(bus.bucket("copies")), every=None),
             Loop("copies given", copies.giver.serve, every=None),
             tell,
+            Loop("copies held", copies.tell_held, every=settings.reconcile_seconds * _HELD_EVERY),
+            Loop("scrub", Scrub(clock, holdings).work, every=_SCRUB_SECONDS),
             Loop("routes", lambda: node.follow_routes(bus.bucket("routes")), every=None),
             Loop("engine", node.follow_engine, every=None),
             Loop("reconcile", node.reconcile, every=settings.reconcile_seconds),

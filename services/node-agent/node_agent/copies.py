@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 from contracts.copies import CopyOrder
-from contracts.reports import CopyState
+from contracts.reports import CopiesHeld, CopyState, HeldCopy
 from nats.aio.client import Client
 from pydantic import ValidationError
 from runtime.bucket import Bucket
@@ -35,7 +35,7 @@ class Copies:
         holdings: Holdings,
         client: Callable[[], Client],
         *,
-        report: Callable[[CopyState], Awaitable[None]],
+        report: Callable[[CopyState | CopiesHeld], Awaitable[None]],
         mb_per_second: float,
     ) -> None:
         self._site = site
@@ -120,6 +120,17 @@ class Copies:
         for workload, order in list(self._orders.items()):
             if order.role != "give":
                 await self._report(self._state(workload, order))
+
+    async def tell_held(self) -> None:
+        """What is here, page by page."""
+        held = await asyncio.to_thread(self._holdings.all)
+        copies = [HeldCopy(workload=w, taken_at=held[w].taken_at) for w in sorted(held)]
+        pages = [copies[i : i + CopiesHeld.PAGE] for i in range(0, len(copies), CopiesHeld.PAGE)] or [[]]
+        after = None
+        for number, page in enumerate(pages, 1):
+            until = None if number == len(pages) else page[-1].workload
+            await self._report(CopiesHeld(node=self._site.node, after=after, until=until, copies=tuple(page)))
+            after = until
 
     def _state(self, workload: str, order: CopyOrder) -> CopyState:
         task = self._tasks.get(workload)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
-from contracts.copies import DIGEST, OfferedVolume, digest_of
+from contracts.copies import BLOCK, DIGEST, OfferedVolume, digest_of
 from contracts.errors import ProviderFailed
 from contracts.ids import AppId, CopyId, VolumeId
 from contracts.model import Model, Moment
@@ -27,12 +27,16 @@ from node_agent.shelf import sync_folder, write_alone
 log = structlog.get_logger("node-agent.holdings")
 
 MANIFEST = "copy.json"
+# Its time is when all of the copy was read last.
+CHECKED = "checked"
 
 
 class Manifest(Model):
     """What a copy is; a folder with one is complete."""
 
     id: CopyId
+    # Of a draft: the copy it changes; none: it is whole by itself.
+    base: CopyId | None = None
     workload: AppId
     taken_at: Moment
     digest: str
@@ -49,6 +53,24 @@ def read_manifest(folder: Path) -> Manifest | None:
             "the manifest of a copy cannot be read; it is no copy", folder=str(folder), error=str(error)
         )
         return None
+
+
+def read_copy(folder: Path) -> Manifest | None:
+    """One whose files somebody has taken away or cut is no copy either."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    for volume in manifest.volumes:
+        try:
+            blocks = -(-image_of(folder, volume).stat().st_size // BLOCK)
+            # While a larger one is put in its place the file grows first.
+            whole = digests_of(folder, volume).stat().st_size <= blocks * DIGEST
+        except FileNotFoundError:
+            whole = False
+        if not whole:
+            log.error("a copy lacks files of a volume; it is no copy", folder=str(folder), volume=volume)
+            return None
+    return manifest
 
 
 def image_of(folder: Path, volume: str) -> Path:
@@ -75,6 +97,8 @@ class Draft:
         self._images = {
             v.id: Image(image_of(folder, v.id), write=True, size=v.size) for v in self.offered.values()
         }
+        below = read_copy(base)
+        self._below = None if below is None else below.id
         self.here = {volume: self._found(volume) for volume in self.offered}
 
     def close(self) -> None:
@@ -99,7 +123,7 @@ class Draft:
         below."""
         image, known = self._images[volume], digests_of(self._base, volume)
         found = image.of_zeros(0, image.blocks)
-        if known.exists() and read_manifest(self._base) is not None:
+        if self._below is not None and known.exists():
             below = known.read_bytes()[: len(found)]
             found[: len(below)] = below
         for index in image.filled():
@@ -144,7 +168,7 @@ class Draft:
                 self._images[volume].sync()
                 _write(digests_of(self.folder, volume), bytes(self.here[volume]))
             self._close()
-            _write_manifest(self.folder, manifest)
+            _write_manifest(self.folder, manifest.model_copy(update={"base": self._below}))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -170,7 +194,10 @@ class Holdings:
         """What an agent that was killed had decided is done."""
         if self._drafts.is_dir():
             for draft in self._drafts.iterdir():
-                self.finish(draft.name)
+                try:
+                    self.finish(draft.name)
+                except ProviderFailed as error:
+                    log.error("a draft is of no use", workload=draft.name, why=error.message)
 
     @contextmanager
     def alone(self, workload: str) -> Iterator[None]:
@@ -188,7 +215,17 @@ class Holdings:
         return self._copies / workload
 
     def held(self, workload: str) -> Manifest | None:
-        return read_manifest(self.folder(workload))
+        return read_copy(self.folder(workload))
+
+    def all(self) -> dict[str, Manifest]:
+        """Raises OSError where it cannot be read what there is: that is not the same as nothing."""
+        found: dict[str, Manifest] = {}
+        # Drafts first: one that is put in its place meanwhile is found there.
+        for folder, read in ((self._drafts, read_manifest), (self._copies, read_copy)):
+            for one in folder.iterdir() if folder.is_dir() else ():
+                if (manifest := read(one)) is not None:
+                    found[one.name] = manifest
+        return found
 
     def begin(self, workload: str, offered: Mapping[str, OfferedVolume]) -> Draft:
         with self.alone(workload):
@@ -205,7 +242,13 @@ class Holdings:
         manifest = read_manifest(draft)
         if manifest is None:
             raise ProviderFailed("there is no complete draft of a copy")
-        if read_manifest(copy) is None:
+        below = read_copy(copy)
+        if manifest.base is not None and (below is None or below.id not in (manifest.base, manifest.id)):
+            (draft / MANIFEST).unlink()
+            shutil.rmtree(draft)
+            raise ProviderFailed("the copy this one changes is gone; it begins again")
+        manifest = manifest.model_copy(update={"base": None})
+        if below is None:
             # Nothing there, or what never was a copy; and no copy is in between.
             shutil.rmtree(copy, ignore_errors=True)
             self._copies.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -236,6 +279,15 @@ class Holdings:
             for index in new.filled():
                 whole.write(index, new.read(index))
             whole.sync()
+
+    def disown(self, workload: str, copy: str) -> None:
+        """What is on the disk is not what came: it is a copy no more, and the next one comes whole. Not so if
+        there is another one by now."""
+        with self.alone(workload):
+            held = self.finish(workload)
+            if held is not None and held.id == copy:
+                (self.folder(workload) / MANIFEST).unlink()
+                log.error("a copy is not what came; it is no copy", workload=workload, copy=copy)
 
     def drop(self, workload: str) -> None:
         """The copy and whatever was on its way: nobody wants it any more."""

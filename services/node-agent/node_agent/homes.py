@@ -19,7 +19,7 @@ from contracts.model import Model
 from contracts.workload import NodeWorkload
 from pydantic import TypeAdapter, ValidationError
 
-from node_agent.holdings import MANIFEST, Holdings, Manifest, image_of
+from node_agent.holdings import CHECKED, MANIFEST, Holdings, Manifest, image_of
 from node_agent.shelf import sync_folder, write_alone
 from node_agent.volumes import Volumes, take_room
 
@@ -115,7 +115,7 @@ class Homes:
             # One step: it is a copy, or it is the data.
             copy.rename(home)
             sync_folder(self._files)
-            for left in (*home.glob("*.digests"), home / MANIFEST):
+            for left in (*home.glob("*.digests"), home / CHECKED, home / MANIFEST):
                 left.unlink(missing_ok=True)
 
     def keys(self, wanted: NodeWorkload) -> dict[str, str]:

@@ -34,7 +34,7 @@ from contracts.queries import (
     RegionsWithRoom,
     UsageOf,
 )
-from contracts.reports import CopyState, NodeHeartbeat, NodePeer, NodeTraffic
+from contracts.reports import CopiesHeld, CopyState, NodeHeartbeat, NodePeer, NodeTraffic
 from runtime.runtime import Runtime
 from runtime.service import Loop, Service, many
 from runtime.store import Tx
@@ -44,6 +44,7 @@ from scheduler.administration import Administration
 from scheduler.copies import Copies
 from scheduler.departures import Departures
 from scheduler.door import Door
+from scheduler.held import Held
 from scheduler.jobs import Jobs
 from scheduler.joining import Joining
 from scheduler.moves import Moves
@@ -72,6 +73,8 @@ def create(runtime: Runtime) -> Service:
     copy = Loop("copies", copies.work, every=5.0)
     copies.on_change(copy.nudge)
     moves.on_change(copy.nudge)
+    held = Held(runtime)
+    held.on_change(copy.nudge)
 
     async def started(events: Sequence[InstanceStarted], tx: Tx) -> None:
         await relief.started(events, tx)
@@ -119,6 +122,7 @@ def create(runtime: Runtime) -> Service:
             NodePeer: peers.heard,
             NodeTraffic: functools.partial(traffic.heard, runtime),
             CopyState: moves.heard,
+            CopiesHeld: held.heard,
         },
         loops=[
             place,

@@ -45,8 +45,8 @@ where w.bound is not null and (n.name is null or n.status = 'offline')
     and w.in_force ->> 'state' = 'running' and w.in_force ->> 'image' is not null
     and exists (
         select from copy c join node t on t.name = c.node
-        where c.workload = w.id and c.taken_at is not null and not c.dropping and t.status = 'online'
-            and c.node <> w.bound
+        where c.workload = w.id and c.taken_at is not null and not c.dropping and not c.missing
+            and t.status = 'online' and c.node <> w.bound
     )
 order by w.id limit %s
 """
@@ -66,7 +66,8 @@ where w.in_force ->> 'copy_minutes' is not null and w.in_force ->> 'state' <> 'd
     and not exists (select from transfer t where t.workload = w.id)
     and not exists (
         select from copy c join node h on h.name = c.node
-        where c.workload = w.id and not c.dropping and not h.draining and h.status = 'online'
+        where c.workload = w.id and not c.dropping and not c.missing
+            and not h.draining and h.status = 'online'
             and c.taken_at > %(now)s - (w.in_force ->> 'copy_minutes')::int * interval '1 minute'
     )
 order by w.copy_after nulls first, w.id limit %(limit)s

@@ -9,7 +9,8 @@ _HOME = scoped("select w.bound from workload w where w.id = %s and scope.organiz
 
 _NEWEST = """
 select node, taken_at from copy
-where workload = %s and taken_at is not null and not dropping order by taken_at desc, node limit 1
+where workload = %s and taken_at is not null and not dropping and not missing
+order by taken_at desc, node limit 1
 """
 
 _COLUMNS = "t.why, t.source, t.target, t.done_mb, t.total_mb, t.sent_mb, t.since, t.mode = 'final', t.words"

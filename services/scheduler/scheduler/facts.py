@@ -66,6 +66,7 @@ async def facts_of(connection: AsyncConnection[Any], workload: str) -> Facts | N
                 None if c["taken_at"] is None else datetime.fromisoformat(c["taken_at"]),
                 frozenset(c["volumes"]),
                 c["dropping"],
+                c["missing"],
             )
             for c in copies
         ),

@@ -27,10 +27,12 @@ class Copy:
     taken_at: datetime | None = None
     volumes: frozenset[str] = frozenset()
     dropping: bool = False
+    # Its node does not have it any more.
+    missing: bool = False
 
     @property
     def complete(self) -> bool:
-        return self.taken_at is not None and not self.dropping
+        return self.taken_at is not None and not self.dropping and not self.missing
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,11 @@ from scheduler.fleet import Room
 PAUSE = timedelta(minutes=2)
 
 _COMPLETE = """
-insert into copy (workload, node, id, taken_at, digest, volumes)
-values (%(workload)s, %(node)s, %(id)s, %(taken)s, %(digest)s, %(volumes)s)
+insert into copy (workload, node, id, taken_at, digest, volumes, complete_at)
+values (%(workload)s, %(node)s, %(id)s, %(taken)s, %(digest)s, %(volumes)s, %(now)s)
 on conflict (workload, node) do update set id = excluded.id, taken_at = excluded.taken_at,
-    digest = excluded.digest, volumes = excluded.volumes, dropping = false
+    digest = excluded.digest, volumes = excluded.volumes, complete_at = excluded.complete_at,
+    dropping = false, missing = false
 """
 
 _PROGRESS = """
@@ -114,6 +115,7 @@ class Moves:
             "taken": min(report.taken_at, now),
             "digest": report.digest,
             "volumes": list(report.volumes),
+            "now": now,
         }
         await connection.execute(_COMPLETE, done, prepare=True)
         tx.after_commit(self._nudge)

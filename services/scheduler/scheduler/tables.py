@@ -271,6 +271,9 @@ class CopyRow(Base):
     disk_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     # Nobody wants it any more; the row goes when the node says that it is gone.
     dropping: Mapped[bool] = mapped_column(server_default=text("false"))
+    # When the newest was complete; and that its node does not have it any more.
+    complete_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    missing: Mapped[bool] = mapped_column(server_default=text("false"))
     __table_args__ = (Index("copy_node", "node"),)
 
 
