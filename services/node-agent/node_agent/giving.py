@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hmac
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -165,7 +165,7 @@ class Session:
         known = self._known[volume]
         if self.order.mode == "final":
             with Image(file) as image:
-                return image.digests()
+                return b"".join(self._pages(image))
         with (
             Image(file) as image,
             Image(self._stage / volume, write=True, size=image.size) as stage,
@@ -174,8 +174,7 @@ class Session:
                 raise ProviderFailed("a volume has grown; the copy begins again")
             whole = image.of_zeros(0, image.blocks)
             for index in image.filled():
-                if self._closed:
-                    raise ProviderFailed("the copy is over")
+                self._check()
                 if file != self._files[volume]:
                     self._clones.check()
                 block = image.read(index)
@@ -185,10 +184,19 @@ class Session:
                     stage.write(index, block)
             return bytes(whole)
 
+    def _pages(self, image: Image) -> Iterator[bytes]:
+        for first in range(0, image.blocks, PAGE):
+            self._check()
+            yield image.digests(first, first + PAGE)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ProviderFailed("the copy is over")
+
     async def close(self) -> None:
         self._closed = True
         if self._settling is not None:
-            # What runs in a thread cannot be cut off, and holds the volumes until it is done.
+            # What runs in a thread cannot be cut off; it sees that nobody waits for it any more.
             await asyncio.gather(self._settling, return_exceptions=True)
         await asyncio.to_thread(shutil.rmtree, self._stage, True)
 
