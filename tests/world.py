@@ -45,6 +45,12 @@ class World:
     engine: FakeEngine
     images: FakeImageBuilder
     traefik: Traefik
+    agent: NodeAgentSettings
+
+    async def start_agent(self) -> None:
+        await self.harness.start(
+            "node-agent", lambda runtime: create_agent(runtime, self.engine, settings=self.agent)
+        )
 
     def customer(self) -> Customer:
         app = self.harness.hosts["gateway"].service.http
@@ -106,8 +112,8 @@ async def world(harness: Harness, folder: Path) -> AsyncIterator[World]:
         await harness.start("builder", lambda runtime: create_builder(runtime, images, BuilderSettings()))
         for name in ("scheduler", "domains", "billing"):
             await harness.start(name)
-        await harness.start("node-agent", lambda runtime: create_agent(runtime, engine, settings=agent))
-        opened = World(harness, engine, images, traefik)
+        opened = World(harness, engine, images, traefik, agent)
+        await opened.start_agent()
         await eventually(opened.has_node, what="the node")
         yield opened
     finally:

@@ -1,5 +1,7 @@
 """What the whole platform makes of an engine and a builder that fail."""
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,6 +63,27 @@ async def test_an_instance_that_dies_comes_back_and_is_still_one(here: World, cu
     await here.engine.die(instance.identity.instance)
     await customer.answers(hostname, instance.identity.instance)
     assert len(await here.engine.instances()) == 1
+
+
+async def test_what_does_not_start_on_a_machine_made_anew_says_why_and_comes_up_when_it_can(
+    here: World, customer: Customer
+) -> None:
+    """The platform knows that it has lived, and the node knows nothing: as where an app is moved to."""
+    app, view = await customer.live("shop", SOURCE)
+    await here.harness.stop("node-agent")
+    [instance] = await here.engine.instances()
+    await here.engine.remove(instance.identity.instance)
+    await asyncio.to_thread(shutil.rmtree, here.harness.settings.state / "nodes" / "local")
+    for _ in range(2):
+        here.engine.fail_next("create", ProviderFailed("no memory is left"))
+    await here.start_agent()
+    fallen = await customer.status(app, "failed", seconds=30)
+    assert fallen["reason"] == "local: web.1 could not be started: no memory is left"
+    risen = await customer.status(app, "running", seconds=60)
+    assert risen["reason"] is None
+    await customer.answers(httpx.URL(view["url"]).host, "ins_")
+    told = (await customer.call("GET", f"/api/paas/apps/{app}/activity"))["activity"]
+    assert [one["kind"] for one in told if one["kind"] in ("failed", "recovered")] == ["recovered", "failed"]
 
 
 @pytest.mark.promise("R15.5")
