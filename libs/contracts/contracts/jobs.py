@@ -47,7 +47,11 @@ class Job(Model):
 
 
 class NodeJob(Model):
-    """What one node has to do once: the value in the `jobs` bucket. `workload` has its one slot."""
+    """What one node has to do once: the value in the `jobs` bucket. `workload` has its one slot.
+
+    One with volumes has those that its workload has on the node when it begins. It does not begin before the
+    node knows that workload's `revision`, nor on data of another `home`.
+    """
 
     job: Job
     workload: NodeWorkload

@@ -171,6 +171,8 @@ class NodeWorkload(Model):
     proven: Annotated[int, Field(ge=0)] = 0
     # What its data is made of where it has come to; none: its home is elsewhere, or it has none yet.
     claim: CopyClaim | None = None
+    # The last of its data is about to go to another node: nothing begins on it, and what has it ends.
+    moving: bool = False
     # Of encrypted volumes that were made on other nodes, sealed for this one.
     volume_keys: str | None = None
 

@@ -62,7 +62,7 @@ def create(runtime: Runtime) -> Service:
     projection = Projection(runtime)
     project = Loop("project", projection.project, every=5.0)
     place = Loop("place", Placing(runtime, project.nudge, pack=settings.placement == "pack").place, every=5.0)
-    jobs = Jobs(runtime, projection.variables)
+    jobs = Jobs(runtime, projection.variables, project.nudge)
     work = Loop("jobs", jobs.work, every=5.0)
     jobs.on_change(work.nudge)
     workloads = Workloads(runtime, place.nudge)

@@ -1,13 +1,12 @@
 """One-off work: gives each job room and a node, tells that node, and says once how the job ended.
 
 Invariant: a job is given to one node for good, so that nobody begins it twice; its room is given back when it
-has ended, and it always ends: by its node's word, or when no word is to be expected any more. Called by `app`
-for events and as loops.
+has ended, and it always ends: by its node's word, or when no word is to be expected any more. Locks are taken
+in this order: the job, its workload, the node, its projections. Called by `app` for events and as loops.
 """
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,11 +20,9 @@ from psycopg.types.json import Jsonb
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM, Tx
 
-from scheduler.feasible import NAMED, obstacle
 from scheduler.fleet import Room
-from scheduler.reconcile import Demand
-from scheduler.roster import first_of
 from scheduler.tables import JobRow
+from scheduler.ties import Tie, hold, tie_of, why_not
 
 BATCH = 100
 # A node that works says so long before; only one that is gone for good, or has lost the job, does not.
@@ -44,13 +41,15 @@ order by j.id limit %s
 _PLACE = """
 with chosen as (
     select n.name from node n
-    where n.region = %(region)s and n.status = 'online' and not n.disabled and not n.draining
-        and n.trusted_at is null and n.labels @> %(labels)s
+    where n.region = %(region)s and n.status = 'online' and n.labels @> %(labels)s
+        and (n.name = %(bound)s::text or (
+            %(bound)s::text is null and not n.disabled and not n.draining and n.trusted_at is null
+        ))
         and coalesce(n.architecture = %(architecture)s, true)
         and (%(runtime)s::text is null or %(runtime)s::text = any(n.runtimes))
-        and n.free_cpu_millis - n.reserve * n.cpu_millis >= %(cpu)s
-        and n.free_memory_mb - n.reserve * n.memory_mb >= %(memory)s
-        and n.free_disk_mb - n.reserve * n.disk_mb >= %(disk)s
+        and n.free_cpu_millis - n.reserve * n.cpu_millis >= %(least_cpu)s
+        and n.free_memory_mb - n.reserve * n.memory_mb >= %(least_memory)s
+        and n.free_disk_mb - n.reserve * n.disk_mb >= %(least_disk)s
     order by exists (
             select from placement p
             where p.workload = %(workload)s and p.node = n.name and p.leaving is null
@@ -96,10 +95,17 @@ _FORGET = "delete from job where state = 'ended' and removed and ended_at < %s"
 
 
 class Jobs:
-    def __init__(self, runtime: Runtime, variables: Callable[[str, WorkloadSpec], str | None]) -> None:
-        """`variables`: those of a specification, sealed for a node."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        variables: Callable[[str, WorkloadSpec], str | None],
+        project: Callable[[], None],
+    ) -> None:
+        """`variables`: those of a specification, sealed for a node. `project`: nodes have to be told of a
+        workload."""
         self._runtime = runtime
         self._variables = variables
+        self._project_workloads = project
         self._nudge: Callable[[], None] = lambda: None
         self._bucket = runtime.bus.bucket("jobs")
         self._connection: int | None = None
@@ -195,25 +201,20 @@ class Jobs:
 
     async def _place_one(self, tx: Tx, row: JobRow) -> None:
         job = Job.model_validate(row.body)
-        room = Room.of(job.spec.limits)
         connection = await tx.connection()
-        wanted = {
-            "region": row.region,
-            "workload": row.workload,
-            "labels": Jsonb(dict(job.spec.needs.labels)),
-            "architecture": job.spec.needs.architecture,
-            "runtime": job.spec.needs.runtime,
-            **_columns(room),
-        }
-        found = await (await connection.execute(_PLACE, wanted)).fetchone()
-        if found is not None:
-            row.state, row.node = "placed", found[0]
-            row.cpu_millis, row.memory_mb, row.disk_mb = room
+        tie = await tie_of(connection, job.spec)
+        node = None if tie.waits else await _reserve(connection, row, job.spec, tie)
+        if node is not None:
+            row.state, row.node = "placed", node
+            row.cpu_millis, row.memory_mb, row.disk_mb = tie.room
+            if tie.tied:
+                row.home, row.revision = tie.home, await hold(connection, job.spec, tie, node)
+                tx.after_commit(self._project_workloads)
             self._waiting.pop(row.id, None)
-            tx.publish(_placed(row, found[0]))
+            tx.publish(_placed(row, node))
             self._runtime.log.info("job placed", job=row.id, kind=row.kind, node=row.node)
             return
-        reasons = await _why_not(connection, job)
+        reasons = await why_not(connection, job.spec, tie)
         if self._runtime.clock.now() >= row.start_before:
             each = "; ".join(f"{node}: {why}" for node, why in reasons.items())
             words = f"no node had room for it in time: {each or 'the region has no node'}"
@@ -278,12 +279,14 @@ class Jobs:
 
     def _told(self, row: JobRow, node: str) -> bytes:
         job = Job.model_validate(row.body)
-        spec = job.spec.model_copy(update={"variables": None})
+        volumes = job.spec.volumes if row.revision else ()
+        spec = job.spec.model_copy(update={"variables": None, "volumes": volumes})
         told = NodeJob(
             job=job.model_copy(update={"spec": spec}),
             workload=NodeWorkload(
                 node=node,
-                revision=1,
+                revision=max(1, row.revision),
+                home=row.home,
                 spec=spec,
                 slots=(Slot(process=job.kind, index=0),),
                 variables=self._variables(node, job.spec),
@@ -301,11 +304,21 @@ def _columns(room: Room) -> dict[str, int]:
     return {"cpu": room.cpu_millis, "memory": room.memory_mb, "disk": room.disk_mb}
 
 
-async def _why_not(connection: AsyncConnection[Any], job: Job) -> dict[str, str]:
-    demand = replace(Demand.of(job.spec), room=Room.of(job.spec.limits), apart=False)
-    reasons = {}
-    for node in await first_of(connection, demand.region, NAMED):
-        why = obstacle(node, demand, demand.room)
-        if why is not None:
-            reasons[node.name] = why
-    return reasons
+async def _reserve(connection: AsyncConnection[Any], row: JobRow, spec: WorkloadSpec, tie: Tie) -> str | None:
+    """The node whose room it has now."""
+    wanted = {
+        "region": row.region,
+        "workload": row.workload,
+        "bound": tie.bound,
+        "labels": Jsonb(dict(spec.needs.labels)),
+        "architecture": spec.needs.architecture,
+        "runtime": spec.needs.runtime,
+        **_columns(tie.room),
+    }
+    for least in (tie.whole, tie.room):
+        if least is not None:
+            enough = {f"least_{name}": size for name, size in _columns(least).items()}
+            found = await (await connection.execute(_PLACE, wanted | enough)).fetchone()
+            if found is not None:
+                return str(found[0])
+    return None

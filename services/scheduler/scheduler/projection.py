@@ -32,7 +32,8 @@ select told.node, told.workload, told.revision, w.in_force::text,
         and p.leaving is null order by process, index),
     array(select index from placement p where p.workload = told.workload and p.node = told.node
         and p.leaving is null order by process, index),
-    w.home, w.proven, case when w.bound = told.node then w.claim end, w.origins
+    w.home, w.proven, case when w.bound = told.node then w.claim end, w.origins,
+    w.moving and coalesce(w.bound = told.node, false)
 from projection told join workload w on w.id = told.workload
 where told.written < told.revision and (told.node, told.workload) > (%s, %s)
 order by told.node, told.workload limit %s
@@ -124,7 +125,7 @@ class Projection:
             raise failed
 
     async def _write(self, row: Sequence[Any]) -> None:
-        node, workload, revision, spec, processes, indexes, home, proven, claim, origins = row
+        node, workload, revision, spec, processes, indexes, home, proven, claim, origins, moving = row
         known = WorkloadSpec.model_validate_json(spec)
         value = NodeWorkload(
             node=node,
@@ -135,6 +136,7 @@ class Projection:
             home=home,
             proven=proven,
             claim=None if claim is None else CopyClaim.model_validate(claim),
+            moving=moving,
             volume_keys=self._volume_keys(node, known, origins),
         )
         content, key = value.model_dump_json().encode(), key_of(node, workload)

@@ -2,7 +2,7 @@
 
 Invariant: a workload has one home, and its number says which; its instances are told to run at the home
 alone, and elsewhere to leave; room is reserved before anybody is told. Locks are taken in the order of
-`place`: the workload (by the caller), nodes by name, placements, projections. Called by `copies`.
+`place`: the workload (by the caller), nodes by name, placements, projections. Called by `copies` and `jobs`.
 """
 
 from collections.abc import Sequence
@@ -105,6 +105,15 @@ async def take(connection: AsyncConnection[Any], node: str, room: Room, given: R
     if row is None or not Room(*row).holds(Room(*(max(0, size) for size in needs))):
         raise Conflict(f"{node} has no room any more", node=node)
     await reserve(connection, node, needs)
+
+
+async def settle(connection: AsyncConnection[Any], workload: str, node: str) -> int:
+    """A job is the first that comes to its data: this node is its home, and is told of the workload, so that
+    it hears of all that becomes of it: the revision."""
+    await connection.execute("update workload set bound = %s where id = %s", (node, workload), prepare=True)
+    revision = await _raise(connection, workload)
+    await _tell(connection, workload, revision, node)
+    return revision
 
 
 async def leave(connection: AsyncConnection[Any], workload: str, home: str) -> None:

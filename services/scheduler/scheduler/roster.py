@@ -49,6 +49,8 @@ where n.xmin::text is distinct from known.version
 
 _FIRST = f"select {_COLUMNS} from node n where n.region = %s order by n.name limit %s"
 
+_ONE = f"select {_COLUMNS} from node n where n.name = %s"
+
 _OURS = "select pg_current_xact_id()::xid::text"
 
 
@@ -141,6 +143,11 @@ async def first_of(connection: AsyncConnection[Any], region: str, number: int) -
     """By name: enough to say why none of them takes something."""
     rows = await (await connection.execute(_FIRST, (region, number))).fetchall()
     return [_node(row) for row in rows]
+
+
+async def one(connection: AsyncConnection[Any], name: str) -> Node | None:
+    row = await (await connection.execute(_ONE, (name,))).fetchone()
+    return None if row is None else _node(row)
 
 
 def _node(row: Sequence[Any]) -> Node:

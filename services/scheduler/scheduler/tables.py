@@ -343,6 +343,10 @@ class JobRow(Base):
     cpu_millis: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     memory_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     disk_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # Of one that has its workload's volumes: the number of the data it is for, and the revision of the
+    # workload that its node has to know first. Without volumes both are 0.
+    home: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    revision: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     cancelled: Mapped[bool] = mapped_column(server_default=text("false"))
     start_before: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     # When it has run for as long as it may.
