@@ -171,6 +171,11 @@ class FakeEngine:
     def count(self, call: str) -> int:
         return sum(name == call for name in self.calls)
 
+    def mounts_of(self, job: str) -> dict[str, str]:
+        """What a job sees where."""
+        made = (c.blueprint for c in self._containers.values())
+        return {m.target: m.source for b in made if b.identity.job == job for m in b.mounts}
+
     async def lose(self) -> None:
         """The engine's connection breaks: streams of events end."""
         for queue in self._listeners:

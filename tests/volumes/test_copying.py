@@ -58,7 +58,7 @@ async def test_a_copy_becomes_the_data_of_another_node_and_the_old_is_put_aside(
 
     await eventually(waits, what="a taker that waits for the end of what runs")
     (data / "last").write_text("the last word")
-    await fleet.want("n1", app, 2, 0)
+    await fleet.want("n1", app, 2, 0, moving=True)
     last = await fleet.complete(order, "n2")
     await fleet.forget(app, "n1", "n2")
     assert last.taken_at is not None

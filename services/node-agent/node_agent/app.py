@@ -40,6 +40,7 @@ from node_agent.journal import Journal
 from node_agent.lines import Lines, OwnLog
 from node_agent.machine import Machine, Share
 from node_agent.membership import Membership
+from node_agent.mounts import Mounts
 from node_agent.neighbourhood import Neighbourhood
 from node_agent.node import Node
 from node_agent.routes import Routes
@@ -93,6 +94,10 @@ def create(
     )
     holdings = Holdings(folder / "volumes")
     lines = Lines(name, engine, OwnLog(recent), bus.ask, clock)
+    homes = Homes(
+        folder / "volumes", name, lambda: runtime.settings.seal_key_of_node(name), volumes, holdings
+    )
+    departures = Departures(engine, tenures, lines, clock, settings.drain_seconds)
     site = Site(
         node=name,
         telemetry=runtime.telemetry,
@@ -104,15 +109,13 @@ def create(
         routes=routes,
         journal=journal,
         tenures=tenures,
-        departures=Departures(engine, tenures, lines, clock, settings.drain_seconds),
+        departures=departures,
         endpoints=EndpointBoard(name, clock),
         environment=Environment(name, lambda: runtime.settings.seal_key_of_node(name)),
         rollout_batch=settings.rollout_batch,
         starts=asyncio.Semaphore(settings.starts),
         volumes=volumes,
-        homes=Homes(
-            folder / "volumes", name, lambda: runtime.settings.seal_key_of_node(name), volumes, holdings
-        ),
+        mounts=Mounts(engine, volumes, homes, desired, departures),
         neighbourhood=neighbourhood,
         sleep=Sleep(Shelf(folder / "naps", Nap), name, journal, clock),
         traffic=traffic,

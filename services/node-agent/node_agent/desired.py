@@ -81,10 +81,13 @@ class Desired:
         self._shelf.open()
 
     def __getitem__(self, workload: str) -> Record:
-        record = self._shelf.get(workload)
+        record = self.get(workload)
         if record is None:
             raise KeyError(workload)
         return record
+
+    def get(self, workload: str) -> Record | None:
+        return self._shelf.get(workload)
 
     def __contains__(self, workload: str) -> bool:
         return self._shelf.get(workload) is not None

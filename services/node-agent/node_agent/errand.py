@@ -20,9 +20,11 @@ from contracts.reports import JobOutput
 from contracts.sessions import Ended
 from runtime.tasks import end
 
+from node_agent.desired import Record as AppRecord
 from node_agent.endings import words
-from node_agent.engine import Blueprint, Ending, Identity, Instance, Session
+from node_agent.engine import Blueprint, Ending, Identity, Instance, Mount, Session
 from node_agent.exec import Conversation
+from node_agent.mounts import Held, in_place, settled, withdrawn
 from node_agent.output import Output
 from node_agent.shelf import Shelf
 from node_agent.site import Site
@@ -33,6 +35,8 @@ _TELL_EVERY = 0.25
 # What was lost on the way to the platform is said again, as long as it is among the newest.
 _SAY_AGAIN_EVERY = 5.0
 _TERMINAL_SECONDS = 60.0
+_LOOK_EVERY = 0.1
+_UNBEGUN = "it was cancelled before it began"
 _LATE = "its node heard of it too late, and cannot know whether it had begun it before"
 
 
@@ -40,6 +44,8 @@ class Record(Model):
     told: NodeJob
     stage: Literal["accepted", "started", "ended"] = "accepted"
     started_at: Moment | None = None
+    # The volumes it has; on disk before they are in its container.
+    held: Held | None = None
 
 
 class _End(Exception):
@@ -53,13 +59,20 @@ class _End(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Because:
+    """What a job is stopped for, where it is not its customer who wants it."""
+
+    outcome: JobOutcome
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Signals:
     """What may come to a job from outside while it is under way."""
 
     cancelled: asyncio.Event
     terminal: asyncio.Future[Conversation]
-    # What it has done that nobody is allowed: the reason it is stopped for.
-    excess: list[str] = field(default_factory=list)
+    because: list[Because] = field(default_factory=list)
 
 
 class Errand:
@@ -75,7 +88,7 @@ class Errand:
         self._shelf = shelf
         self._record = record
         self._cancelled = signals.cancelled
-        self._excess = signals.excess
+        self._because = signals.because
         self._terminal = signals.terminal
         self._conversation: Conversation | None = None
         self._report = report
@@ -109,21 +122,53 @@ class Errand:
     async def _created(self) -> Instance:
         """There is a container."""
         if self._cancelled.is_set():
-            raise _End("cancelled", "it was cancelled before it began")
+            raise self._stopped(_UNBEGUN, None)
         if self._site.clock.now() >= self._job.start_before:
             raise _End("lost", _LATE)
+        return await self._made()
+
+    async def _made(self) -> Instance:
         try:
             await self._site.images.ensure(str(self._job.spec.image))
-            found = await self._found()
-            return found or await self._site.engine.create(self._blueprint())
+            if self._job.spec.volumes:
+                return await self._created_on_volumes()
+            return await self._found() or await self._site.engine.create(self._blueprint())
         except (ProviderFailed, NotFound) as error:
             raise _End("not_started", f"it could not be started: {error.message}") from error
+
+    async def _created_on_volumes(self) -> Instance:
+        """With those of its app, as soon as this node knows all that its job was placed by."""
+        site, told = self._site, self._record.told.workload
+        while True:
+            async with site.mounts.alone(told.spec.id):
+                if self._cancelled.is_set():
+                    raise self._stopped(_UNBEGUN, None)
+                record = site.desired.get(told.spec.id)
+                if record is not None and settled(record, told):
+                    mounts = await self._hold(record)
+                    return await self._found() or await site.engine.create(self._blueprint(mounts))
+            if site.clock.now() >= self._job.start_before:
+                raise _End("not_started", "its node did not have the volumes ready for it in time")
+            await site.clock.sleep(_LOOK_EVERY)
+
+    async def _hold(self, record: AppRecord) -> tuple[Mount, ...]:
+        """What it has is on disk before it has it."""
+        desired = record.desired
+        held = self._record.held or Held(home=self._record.told.workload.home, volumes=in_place(record))
+        if (why := withdrawn(held, record)) is not None:
+            raise _End("cancelled", why)
+        await self._step(held=held)
+        spec = desired.spec.model_copy(update={"volumes": held.volumes})
+        return await self._site.mounts.attach(desired.model_copy(update={"spec": spec}))
 
     async def _start(self, instance: Instance) -> None:
         now = self._site.clock.now()
         # From here on it may have run: a crash right behind this line is told by the engine, or by nobody.
         await self._step(stage="started", started_at=now)
         await self._meter(instance.identity)
+        await self._run()
+
+    async def _run(self) -> None:
         try:
             await self._site.engine.start(self._name)
         except (ProviderFailed, NotFound) as error:
@@ -139,13 +184,16 @@ class Errand:
             await self._site.engine.stop(self._name, 0)
             raise _End("cancelled", "its terminal was closed: the node's agent was started again")
         if found.state == "created":
-            await self._site.engine.start(self._name)
+            if self._record.held is not None:
+                # The machine may have been started anew, and then nothing is mounted.
+                await self._made()
+            await self._run()
 
     async def _found(self) -> Instance | None:
         jobs = await self._site.engine.jobs()
         return next((found for found in jobs if found.identity.instance == self._name), None)
 
-    def _blueprint(self) -> Blueprint:
+    def _blueprint(self, mounts: tuple[Mount, ...] = ()) -> Blueprint:
         spec, now = self._job.spec, self._site.clock.now()
         return Blueprint(
             identity=Identity.of(spec, self._slot, self._name, now, self._job.id),
@@ -159,6 +207,7 @@ class Errand:
             },
             terminal=self._job.attached,
             runtime=spec.needs.runtime,
+            mounts=mounts,
         )
 
     # --- somebody talks to it ----------------------------------------------------------------------
@@ -178,7 +227,7 @@ class Errand:
         if self._terminal.done():
             return self._terminal.result()
         if self._cancelled.is_set():
-            raise _End("cancelled", "it was cancelled before it began")
+            raise self._stopped(_UNBEGUN, None)
         self._terminal.cancel()
         raise _End("not_started", "nobody opened its terminal")
 
@@ -245,9 +294,8 @@ class Errand:
         return _End("failed", why, ending.exit_code)
 
     def _stopped(self, why: str, exit_code: int | None) -> _End:
-        if self._excess:
-            return _End("failed", self._excess[0], exit_code)
-        return _End("cancelled", why, exit_code)
+        because = self._because[0] if self._because else Because("cancelled", why)
+        return _End(because.outcome, because.words, exit_code)
 
     def _remaining(self) -> float:
         assert self._record.started_at is not None

@@ -101,17 +101,20 @@ class Session:
 
     async def _settle(self) -> None:
         site, workload = self._site, self.order.workload
-        if self.order.mode == "final" and (why := await self._at_work()) is not None:
-            raise ProviderFailed(why)
         began = site.clock.monotonic()
         try:
             async with AsyncExitStack() as held:
+                if self.order.mode == "final":
+                    await held.enter_async_context(site.mounts.alone(workload))
+                    if (why := await self._at_work()) is not None:
+                        raise ProviderFailed(why)
                 # Nobody makes, mounts or takes away one of them meanwhile.
                 for volume in sorted(self._files):
                     await held.enter_async_context(site.volumes.held(volume))
                 now = site.clock.now()
                 mounts = [m for v in sorted(self._files) if (m := site.volumes.mounted_at(v)) is not None]
                 if self.order.mode == "final" and mounts:
+                    # Also by a job.
                     raise ProviderFailed("its volumes are still mounted")
                 may_clone = await asyncio.to_thread(self._prepare, mounts)
                 stands = site.clock.monotonic()
@@ -135,7 +138,7 @@ class Session:
     async def _at_work(self) -> str | None:
         """Why this cannot be the last word yet."""
         site, workload = self._site, self.order.workload
-        if workload in site.desired and (wanted := site.desired[workload].wanted) and wanted.slots:
+        if workload not in site.desired or not site.desired[workload].desired.moving:
             return "its instances have not been told to end"
         if await site.engine.instances(workload):
             return "its instances are ending"

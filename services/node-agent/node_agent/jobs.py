@@ -6,7 +6,7 @@ of one that is over goes from the bucket, and then from the disk.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import structlog
@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from runtime.bucket import Bucket
 from runtime.tasks import end
 
-from node_agent.errand import Errand, Record, Signals, instance_of
+from node_agent.errand import Because, Errand, Record, Signals, instance_of
 from node_agent.exec import Conversation
+from node_agent.mounts import Held
 from node_agent.shelf import Shelf
 from node_agent.site import Site
 
@@ -35,9 +36,10 @@ class Jobs:
         self._report = report
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, asyncio.Event] = {}
-        self._excess: defaultdict[str, list[str]] = defaultdict(list)
+        self._because: defaultdict[str, list[Because]] = defaultdict(list)
         # Jobs that wait for somebody to talk to.
         self._waiting: dict[str, asyncio.Future[Conversation]] = {}
+        site.mounts.lend(self)
 
     def open(self) -> None:
         self._shelf.open()
@@ -90,7 +92,7 @@ class Jobs:
         def ended(_: object) -> None:
             self._tasks.pop(job, None)
             self._cancelled.pop(job, None)
-            self._excess.pop(job, None)
+            self._because.pop(job, None)
             self._waiting.pop(job).cancel()
 
         task.add_done_callback(ended)
@@ -107,8 +109,28 @@ class Jobs:
                 log.info("usage is not known", job=job, error=error.message)
                 continue
             if written > allowed:
-                self._excess[job].append(f"it wrote {written} MB where the plan allows {allowed} MB")
-                self._cancel(job)
+                words = f"it wrote {written} MB where the plan allows {allowed} MB"
+                self._end(job, Because("failed", words))
+
+    def holding(self, workload: str) -> dict[str, Held]:
+        return {
+            job: record.held
+            for job, record in self._shelf
+            if record.held is not None and record.told.job.spec.id == workload
+        }
+
+    def stop(self, job: str, words: str) -> None:
+        if job in self._tasks:
+            self._end(job, Because("cancelled", words))
+
+    async def ended(self, jobs: Collection[str]) -> None:
+        tasks = [task for job in jobs if (task := self._tasks.get(job)) is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _end(self, job: str, because: Because) -> None:
+        self._because[job].append(because)
+        self._cancel(job)
 
     async def attach(self, conversation: Conversation) -> str | None:
         """Hands it to the job it is for; why not, where it cannot."""
@@ -132,8 +154,10 @@ class Jobs:
             try:
                 if record.stage == "ended":
                     await self._site.engine.remove(instance_of(job))
+                    if record.held is not None:
+                        await self._site.mounts.let_go(record.told.job.spec.id)
                     return
-                signals = Signals(self._cancelled[job], self._waiting[job], self._excess[job])
+                signals = Signals(self._cancelled[job], self._waiting[job], self._because[job])
                 await Errand(self._site, self._shelf, record, signals, self._report).run()
             except (BerthError, OSError) as error:
                 if pause == _FIRST_PAUSE:

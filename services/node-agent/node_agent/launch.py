@@ -54,7 +54,7 @@ class Launcher:
             if present is None:
                 await self._site.images.ensure(str(wanted.spec.image))
             async with self._site.starts:
-                instance = present or await self._site.engine.create(await self._blueprint(step.slot, wanted))
+                instance = present or await self._created(step.slot, wanted, superseded)
                 name = instance.identity.instance
                 self._ends[name] = []
                 if present is None or step.start:
@@ -69,7 +69,16 @@ class Launcher:
             return Instance(instance.identity, "running", instance.address)
         return Setback(step.slot, f"{step.slot} {why}", name, await self.said(name))
 
-    async def _blueprint(self, slot: Slot, wanted: NodeWorkload) -> Blueprint:
+    async def _created(self, slot: Slot, wanted: NodeWorkload, superseded: Callable[[], bool]) -> Instance:
+        engine, mounts = self._site.engine, self._site.mounts
+        if not wanted.spec.volumes:
+            return await engine.create(self._blueprint(slot, wanted))
+        async with mounts.alone(wanted.spec.id):
+            if superseded():
+                raise ProviderFailed("it was given up for a newer state")
+            return await engine.create(self._blueprint(slot, wanted, await mounts.attach(wanted)))
+
+    def _blueprint(self, slot: Slot, wanted: NodeWorkload, mounts: tuple[Mount, ...] = ()) -> Blueprint:
         spec, now = wanted.spec, self._site.clock.now()
         return Blueprint(
             identity=Identity.of(spec, slot, new_id("ins", now.timestamp()), now),
@@ -79,20 +88,7 @@ class Launcher:
             limits=spec.limits,
             environment=self._site.environment.of(wanted, slot),
             runtime=spec.needs.runtime,
-            mounts=await self._mounts(wanted),
-        )
-
-    async def _mounts(self, wanted: NodeWorkload) -> tuple[Mount, ...]:
-        spec, volumes, homes = wanted.spec, self._site.volumes, self._site.homes
-        if not spec.volumes:
-            return ()
-        await homes.enter(wanted)
-        keys = homes.keys(wanted)
-        return tuple(
-            [
-                Mount(str(await volumes.attach(volume, spec.id, spec.uid, keys.get(volume.id))), volume.path)
-                for volume in spec.volumes
-            ]
+            mounts=mounts,
         )
 
     async def _until_ready(self, instance: Instance, superseded: Callable[[], bool]) -> str | None:

@@ -158,7 +158,7 @@ class Keeper:
             if isinstance(step, Retire) and step.slot not in unraised and step.instance in self._instances:
                 await self._let_go(step)
         await self._report(record)
-        await self._keep_volumes(record)
+        await self._site.mounts.keep(record, running=bool(self._instances))
 
     async def _look(self) -> None:
         """What the engine has of the workload, and what that means for those who are watched."""
@@ -227,6 +227,7 @@ class Keeper:
             if isinstance(step, Retire):
                 await self._let_go(step)
         await self._prepare(record)
+        await self._site.mounts.withdraw(record)
         await self._site.departures.ended(self.workload)
 
     async def _raise_batches(self, record: Record, wanted: NodeWorkload, raises: list[Raise]) -> bool:
@@ -392,33 +393,6 @@ class Keeper:
         """Those that are routed, or would be."""
         admitted = self._site.tenures.admitted
         return [i for name, i in sorted(self._instances.items()) if routed(i) and admitted(name)]
-
-    async def _keep_volumes(self, record: Record) -> None:
-        """What no specification names any more is given up; what nothing runs on is not left mounted."""
-        volumes = self._site.volumes
-        if not self._instances and self._site.homes.awaited(record.desired):
-            # Also of an app that is stopped: it may move on before it runs.
-            await self._site.homes.enter(record.desired)
-        there = volumes.of(self.workload)
-        if not there:
-            return
-        if self._site.homes.stale(record.desired):
-            if not self._instances:
-                await self._site.departures.ended(self.workload)
-                await self._site.homes.leave(record.desired)
-            return
-        known = [record.desired.spec, *([record.live.spec] if record.live else [])]
-        wanted = {volume.id for spec in known for volume in spec.volumes}
-        if record.desired.spec.state == "deleted":
-            wanted = set()
-        if there <= wanted and self._instances:
-            return
-        await self._site.departures.ended(self.workload)
-        for volume in there - wanted:
-            await volumes.give_up(volume)
-        if not self._instances:
-            for volume in there & wanted:
-                await volumes.detach(volume)
 
     async def _report(self, record: Record) -> None:
         if record.reported >= record.desired.revision:

@@ -11,11 +11,11 @@ from node_agent.desired import Desired
 from node_agent.endpoints import EndpointBoard
 from node_agent.engine import ContainerEngine
 from node_agent.environment import Environment
-from node_agent.homes import Homes
 from node_agent.images import Images
 from node_agent.ingress import Proxy
 from node_agent.journal import Journal
 from node_agent.lines import Lines
+from node_agent.mounts import Mounts
 from node_agent.neighbourhood import Neighbourhood
 from node_agent.routes import Routes
 from node_agent.sleep import Sleep
@@ -45,7 +45,7 @@ class Site:
     # So many instances are started at once: more would only stand in each other's way in the engine.
     starts: asyncio.Semaphore
     volumes: Volumes
-    homes: Homes
+    mounts: Mounts
     sleep: Sleep
     traffic: Traffic
     waker: Waker

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "scheduler_0009"
-down_revision = "scheduler_0008"
+revision = "scheduler_0010"
+down_revision = "scheduler_0009"
 
 
 def upgrade() -> None:
