@@ -20,8 +20,9 @@ import docker
 import httpx
 import pytest
 from contracts.copies import WorkloadCopies
-from contracts.events import AppChanged, InstanceStarted, VolumesMoved
+from contracts.events import AppChanged, InstanceStarted, JobEnded, JobRequested, VolumesMoved
 from contracts.ids import new_id
+from contracts.jobs import Job
 from contracts.queries import CopiesOf, NodeChanged, PlacesOf, Workloads, WorkloadsAfter
 from contracts.workload import Endpoints, HealthCheck, Limits, Process, Volume, WorkloadSpec
 from docker.models.containers import Container
@@ -76,6 +77,17 @@ def counter() -> WorkloadSpec:
         deployment=new_id("dep"),
         volumes=(VOLUME,),
         copy_minutes=1,
+    )
+
+
+def job(of: WorkloadSpec, command: str) -> Job:
+    return Job(
+        id=new_id("job"),
+        kind="run",
+        spec=of,
+        command=command,
+        timeout_seconds=3600,
+        start_before=datetime.now(UTC) + timedelta(minutes=5),
     )
 
 
@@ -256,10 +268,19 @@ async def test_data_moves_with_its_app_and_survives_its_node(
             )
             assert (first.home, first.on) == ("n1", "n2")
 
-            # --- its node is emptied: nothing is lost
+            # --- its node is emptied: nothing is lost, and what a command has of the data ends
+            at_work = job(app, "echo there > /data/command; exec sleep 1000")
+            await harness.publish(JobRequested(job=at_work))
+            await eventually(lambda: jobs_of(n1), seconds=30, what="the begin of a command")
             await bus.ask(NodeChanged(node="n1", draining=True))
             moved = await harness.event(VolumesMoved, seconds=60)
             assert (moved.source, moved.target, moved.lost_until) == ("n1", "n2", None)
+            ended = await harness.event(JobEnded, lambda e: e.job == at_work.id)
+            assert (ended.outcome, ended.words) == ("cancelled", "its app moved to another node")
+            reads = job(app, "cat /data/command")
+            await harness.publish(JobRequested(job=reads))
+            ended = await harness.event(JobEnded, lambda e: e.job == reads.id, seconds=60)
+            assert (ended.outcome, [line.text for line in ended.tail]) == ("succeeded", ["there"])
             done = len(customer.acknowledged)
             await customer.goes_on(done)
             numbers = [number for number, _ in customer.acknowledged]
@@ -316,6 +337,11 @@ async def test_data_moves_with_its_app_and_survives_its_node(
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
+
+
+async def jobs_of(machine: Machine) -> bool:
+    found = await asyncio.to_thread(machine.containers)
+    return any("berth.job" in container.labels for container in found)
 
 
 async def nothing_of(machine: Machine) -> bool:

@@ -10,6 +10,7 @@ from contracts.events import JobFinished, RolloutFinished
 from contracts.ids import new_id
 from contracts.jobs import Job, NodeJob
 from contracts.workload import NodeWorkload, Slot, Volume, WorkloadSpec
+from node_agent.commands import run
 from node_agent.desired import Failure, Record
 from node_agent.mounts import MOVED, Held, settled, withdrawn
 
@@ -90,6 +91,31 @@ async def test_a_job_has_what_its_app_has_and_keeps_it_when_the_app_stops(fleet:
     assert (await ended(fleet, alone)).outcome == "succeeded"
     await fleet.gone(data)
     assert fleet.aside("n1") == []
+
+
+async def test_a_job_that_was_created_before_the_machine_failed_finds_its_volume_again(fleet: Fleet) -> None:
+    one = volume()
+    app = spec(volumes=(one,), state="stopped")
+    await fleet.start("n1")
+    engine, starting = fleet.engines["n1"], asyncio.Event()
+
+    async def hang(instance: str) -> None:
+        starting.set()
+        await asyncio.sleep(1000)
+
+    start, engine.start = engine.start, hang  # type: ignore[method-assign]
+    await fleet.want("n1", app, 1, 0)
+    wanted = await give(fleet, job(fleet, app, "sleep 0.3"))
+    await starting.wait()
+    await fleet.crash("n1")
+    data = fleet.data("n1", one)
+    await asyncio.to_thread(run, "umount", str(data.parent))
+    engine.start = start  # type: ignore[method-assign]
+    await fleet.start("n1")
+    await fleet.exists(data)
+    assert (await ended(fleet, wanted)).outcome == "succeeded"
+    await fleet.gone(data)
+    assert engine.count("create") == 1
 
 
 async def test_the_first_job_makes_the_volume_before_there_is_any_instance(fleet: Fleet) -> None:
