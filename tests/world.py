@@ -7,7 +7,7 @@ the API's real application. `tests/journeys` has the same with nothing played.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -18,8 +18,11 @@ from embedded.traefik import Traefik
 from gateway.app import create as create_gateway
 from gateway.settings import GatewaySettings
 from node_agent.app import create as create_agent
+from node_agent.machine import Machine
 from node_agent.settings import NodeAgentSettings
 from pydantic import SecretStr
+from runtime.runtime import Runtime
+from runtime.service import Service
 
 from tests.customer import Customer
 from tests.harness import Harness, eventually, free_port
@@ -27,6 +30,8 @@ from tests.ports.fake_engine import FakeEngine
 from tests.ports.fake_image_builder import FakeImageBuilder
 
 ADMIN = ("admin@example.org", "an administrator of tests")
+# The one that is there from the beginning.
+NODE = "local"
 
 
 class _Shared(dict[str, str]):
@@ -42,21 +47,52 @@ class _Shared(dict[str, str]):
 @dataclass
 class World:
     harness: Harness
-    engine: FakeEngine
+    folder: Path
     images: FakeImageBuilder
-    traefik: Traefik
-    agent: NodeAgentSettings
+    # Of each node.
+    engines: dict[str, FakeEngine] = field(default_factory=dict)
+    proxies: dict[str, Traefik] = field(default_factory=dict)
 
-    async def start_agent(self) -> None:
-        await self.harness.start(
-            "node-agent", lambda runtime: create_agent(runtime, self.engine, settings=self.agent)
+    @property
+    def engine(self) -> FakeEngine:
+        return self.engines[NODE]
+
+    async def join(self, name: str, machine: Machine | None = None) -> None:
+        """A node with an engine and an ingress of its own; or one of that name again."""
+        if name not in self.engines:
+            self.engines[name] = FakeEngine()
+            self.engines[name].images = _Shared()
+            traefik = Traefik(self.folder / f"traefik-{name}", free_port(), free_port())
+            self.proxies[name] = traefik
+            traefik.start()
+            await asyncio.to_thread(traefik.wait_ready)
+        traefik, engine = self.proxies[name], self.engines[name]
+        settings = NodeAgentSettings(
+            routes=traefik.routes,
+            ingress_url=f"http://127.0.0.1:{traefik.port}",
+            heartbeat_seconds=1,
+            drain_seconds=1,
+            cpu_millis=64_000,
         )
+
+        def create(runtime: Runtime) -> Service:
+            return create_agent(runtime, engine, settings=settings, machine=machine)
+
+        await self.harness.start("node-agent", create, alias=name, node=name)
+
+    async def end(self) -> None:
+        for traefik in self.proxies.values():
+            traefik.stop()
+        for engine in self.engines.values():
+            await engine.end()
 
     def customer(self) -> Customer:
         app = self.harness.hosts["gateway"].service.http
         assert app is not None
         return Customer(
-            "http://berth", f"http://127.0.0.1:{self.traefik.port}", transport=_Door(httpx.ASGITransport(app))
+            "http://berth",
+            f"http://127.0.0.1:{self.proxies[NODE].port}",
+            transport=_Door(httpx.ASGITransport(app)),
         )
 
     async def has_node(self) -> bool:
@@ -94,28 +130,17 @@ async def _has_money(customer: Customer) -> bool:
 
 @asynccontextmanager
 async def world(harness: Harness, folder: Path) -> AsyncIterator[World]:
-    traefik = Traefik(folder / "traefik", free_port(), free_port())
-    engine, images = FakeEngine(), FakeImageBuilder()
-    engine.images = _Shared()
-    traefik.start()
+    opened = World(harness, folder, FakeImageBuilder())
     try:
-        await asyncio.to_thread(traefik.wait_ready)
         admin = GatewaySettings(admin_email=ADMIN[0], admin_password=SecretStr(ADMIN[1]))
-        agent = NodeAgentSettings(
-            routes=traefik.routes,
-            ingress_url=f"http://127.0.0.1:{traefik.port}",
-            heartbeat_seconds=1,
-            drain_seconds=1,
-            cpu_millis=64_000,
-        )
         await harness.start("gateway", lambda runtime: create_gateway(runtime, admin))
-        await harness.start("builder", lambda runtime: create_builder(runtime, images, BuilderSettings()))
+        await harness.start(
+            "builder", lambda runtime: create_builder(runtime, opened.images, BuilderSettings())
+        )
         for name in ("scheduler", "domains", "billing"):
             await harness.start(name)
-        opened = World(harness, engine, images, traefik, agent)
-        await opened.start_agent()
+        await opened.join(NODE)
         await eventually(opened.has_node, what="the node")
         yield opened
     finally:
-        traefik.stop()
-        await engine.end()
+        await opened.end()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from contracts.events import InstanceCrashed, InstanceStopped
+from contracts.events import AlertRaised, InstanceCrashed, InstanceStopped
 from contracts.ids import new_id
 from contracts.workload import Slot, WorkloadSpec
 
@@ -18,6 +18,15 @@ async def alerts(here: World, spec: WorkloadSpec) -> list[dict[str, Any]]:
     administrator = await here.administrator()
     found = (await administrator.call("GET", "/api/admin/alerts"))["alerts"]
     return [one for one in found if one["details"].get("app") == spec.id]
+
+
+async def over(here: World, spec: WorkloadSpec) -> None:
+    """Whatever was told of it does not stand any more."""
+
+    async def look() -> bool:
+        return all(one["over_at"] is not None for one in await alerts(here, spec))
+
+    await eventually(look, what="the end of it")
 
 
 async def told(here: World, spec: WorkloadSpec, wanted: str) -> None:
@@ -68,6 +77,53 @@ async def test_an_app_that_is_down_for_long_is_told_of_once(here: World, custome
     [alert] = await alerts(here, spec)
     assert alert["severity"] == "critical"
     assert "exit 1" in alert["details"]["why"]
+    assert alert["over_at"] is None
+    await here.say(rollout(spec, running=1))
+    await over(here, spec)
+    [end, begin] = await alerts(here, spec)
+    assert end["title"] == "App fallen is not down any more"
+    assert begin["over_at"] == end["over_at"] == end["at"] > begin["at"]
+
+
+async def test_one_that_is_deleted_is_not_down_any_more(here: World, customer: Customer) -> None:
+    app, spec = await here.live(customer, "given-up")
+    await here.say(rollout(spec, ok=False, running=0, reason="exit 1"))
+    with later(here, 301):
+        await look(here)
+    await told(here, spec, "App given-up has been down for 5 minutes")
+    await customer.call("DELETE", f"/api/paas/apps/{app}")
+    await over(here, spec)
+
+
+async def test_an_app_that_lives_and_does_not_answer_is_down(here: World, customer: Customer) -> None:
+    _, spec = await here.live(customer, "mute")
+    [silence] = [one for one in here.host.service.loops if one.name == "silence"]
+    here.parts.silent.append(spec.id)
+    await silence.work()
+    with later(here, 301):
+        await look(here)
+    await told(here, spec, "App mute has been down for 5 minutes")
+    assert (await alerts(here, spec))[0]["details"]["why"] == "no instance answers"
+    here.parts.silent.clear()
+    await silence.work()
+    await over(here, spec)
+
+
+async def test_the_end_may_be_heard_before_the_alert(here: World, customer: Customer) -> None:
+    _, spec = await here.live(customer, "confused")
+    begin = datetime.now(UTC)
+    about = {"service": "x", "severity": "warning", "details": {"app": spec.id}, "about": f"test/{spec.id}"}
+
+    def alert(title: str, seconds: float, *, over: bool = False) -> AlertRaised:
+        at = begin + timedelta(seconds=seconds)
+        return AlertRaised.model_validate({**about, "title": title, "at": at, "over": over})
+
+    await here.say(alert("end", 2, over=True), alert("begin", 1), alert("again", 3))
+    ends = {one["title"]: one["over_at"] for one in await alerts(here, spec)}
+    assert ends["begin"] == ends["end"] is not None
+    assert ends["again"] is None
+    await here.say(alert("at last", 4, over=True))
+    await over(here, spec)
 
 
 async def test_one_that_comes_back_in_time_is_not(here: World, customer: Customer) -> None:
@@ -91,6 +147,18 @@ async def test_one_that_ends_again_and_again_is_told_of_once_an_hour(here: World
     await told(here, spec, "App restless is restarted again and again")
     await here.say(crash(spec, 9))
     await told(here, spec, "App restless is restarted again and again")
+    with later(here, 3500):
+        await look(here)
+    await told(here, spec, "App restless is restarted again and again")
+    with later(here, 3700):
+        await look(here)
+        await look(here)
+    await over(here, spec)
+    titles = [one["title"] for one in await alerts(here, spec)]
+    assert titles == [
+        "App restless is not restarted any more",
+        "App restless is restarted again and again",
+    ]
 
 
 async def test_restarts_of_what_is_unhealthy_count_too(here: World, customer: Customer) -> None:

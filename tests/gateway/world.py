@@ -42,6 +42,8 @@ from contracts.queries import (
     RegionInfo,
     Regions,
     RegionsWithRoom,
+    SilentAfter,
+    SilentWorkloads,
     Statement,
     StatementOf,
     Traffic,
@@ -91,6 +93,8 @@ class Parts:
     traffic: dict[str, Traffic] = field(default_factory=dict)
     # What the builder knows of images: they are there, they are not, or nobody answers.
     images: dict[str, bool] = field(default_factory=dict)
+    # Workloads of which nothing answers.
+    silent: list[str] = field(default_factory=list)
     # The builder does not answer.
     away: bool = False
 
@@ -111,6 +115,9 @@ class Parts:
             engine="docker 20.10",
         )
         return Nodes(nodes=(node,))
+
+    async def silent_workloads(self, _: SilentAfter) -> SilentWorkloads:
+        return SilentWorkloads(workloads=tuple(self.silent), next=None)
 
     async def wallet(self, query: WalletOf) -> Wallet:
         def usd(micros: int) -> Money:
@@ -343,6 +350,7 @@ async def opened(harness: Harness, **settings: Any) -> AsyncIterator[World]:
         (StatementOf, parts.statement),
         (BuildLogAfter, parts.log),
         (UsageOf, parts.usage),
+        (SilentAfter, parts.silent_workloads),
         (BuildsOpen, parts.builds),
         (ImageLookup, parts.image),
     ):

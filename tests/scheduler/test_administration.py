@@ -125,6 +125,13 @@ async def test_by_force_its_work_starts_elsewhere(scheduler: Stage) -> None:
     await scheduler.bus.ask(NodeRemoved(node="n1", force=True))
     await scheduler.told("n2", app, slots=1)
     assert await scheduler.desired("n1", app.id) is None
+    # Nobody waits for it any more.
+    await scheduler.harness.settle()
+    alerts = [(a.title, a.about, a.over) for a in await scheduler.harness.events(AlertRaised)]
+    assert alerts == [
+        ("Node n1 is offline", "node/n1/silence", False),
+        ("Node n1 is removed", "node/n1/silence", True),
+    ]
 
 
 # --- health --------------------------------------------------------------------------------------------
@@ -166,6 +173,7 @@ async def test_a_pressed_resource_is_told_once_and_its_relief_too(scheduler: Sta
     alerts = await eventually(both, what="two alerts")
     assert [a.title for a in alerts] == ["Node n1 is at 93% of its memory", "Node n1 has memory again (70%)"]
     assert alerts[0].details == {"node": "n1", "region": "eu", "resource": "memory", "used": "93%"}
+    assert [(a.about, a.over) for a in alerts] == [("node/n1/memory", False), ("node/n1/memory", True)]
     assert (await scheduler.node()).pressed == ()
 
 
@@ -200,6 +208,11 @@ async def test_a_node_that_comes_and_goes_is_told_of_once_and_trusted_later_each
     stage.harness.clock.advance(481)
     await nodes.look()
     assert (await stage.node()).trusted_at is None
+    assert (await stage.harness.events(AlertRaised))[-1].title == "Node n1 comes and goes"
+    stage.harness.clock.advance(3600)
+    await nodes.look()
+    event = await stage.harness.event(AlertRaised, lambda e: e.title == "Node n1 comes and goes no more")
+    assert event.over
 
 
 @pytest.mark.promise("R4.3")

@@ -12,7 +12,7 @@ from contracts.events import RolloutFinished
 
 from tests.customer import Customer, archive
 from tests.harness import Harness, eventually
-from tests.world import World, world
+from tests.world import NODE, World, world
 
 SOURCE = archive({"Dockerfile": "FROM berth/python:3.11\nRUN echo built\n"})
 
@@ -70,13 +70,13 @@ async def test_what_does_not_start_on_a_machine_made_anew_says_why_and_comes_up_
 ) -> None:
     """The platform knows that it has lived, and the node knows nothing: as where an app is moved to."""
     app, view = await customer.live("shop", SOURCE)
-    await here.harness.stop("node-agent")
+    await here.harness.stop(NODE)
     [instance] = await here.engine.instances()
     await here.engine.remove(instance.identity.instance)
     await asyncio.to_thread(shutil.rmtree, here.harness.settings.state / "nodes" / "local")
     for _ in range(2):
         here.engine.fail_next("create", ProviderFailed("no memory is left"))
-    await here.start_agent()
+    await here.join(NODE)
     fallen = await customer.status(app, "failed", seconds=30)
     assert fallen["reason"] == "local: web.1 could not be started: no memory is left"
     risen = await customer.status(app, "running", seconds=60)

@@ -411,6 +411,8 @@ class AlertView(Model):
     title: str
     details: dict[str, str]
     at: Moment
+    # Since when it does not stand any more; what merely happened stands, as it has no end.
+    over_at: Moment | None
 
 
 class AlertList(Model):

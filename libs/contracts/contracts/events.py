@@ -361,6 +361,10 @@ class AlertRaised(Event):
     severity: Literal["warning", "critical"]
     title: str
     details: dict[str, str] = {}
+    # It stands until another one about the same, such as "node/n1/disk", tells that it is `over`.
+    # None: it merely happened.
+    about: str | None = None
+    over: bool = False
 
 
 EVENTS: tuple[type[Event], ...] = (

@@ -301,6 +301,19 @@ class UsageOf(Query[WorkloadUsage]):
     workload: AppId
 
 
+class SilentWorkloads(Model):
+    workloads: tuple[AppId, ...]
+    next: AppId | None
+
+
+class SilentAfter(Query[SilentWorkloads]):
+    """Those that have places for instances that requests go to, and of none of them a node has said lately
+    that it answers: also what sleeps or has just begun."""
+
+    owner, what, answer = "scheduler", "silent", SilentWorkloads
+    after: AppId | None = None
+
+
 class CopiesOf(Query[WorkloadCopies]):
     """Where the data of a workload is, and what there is of it elsewhere."""
 
@@ -385,6 +398,7 @@ QUERIES: tuple[type[Query[Any]], ...] = (
     JoinTokenRevoked,
     NodeJoined,
     UsageOf,
+    SilentAfter,
     CopiesOf,
     WalletOf,
     StatementOf,

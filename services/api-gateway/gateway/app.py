@@ -21,6 +21,7 @@ from gateway import (
     lines,
     outages,
     rollouts,
+    silence,
     sleep,
     snapshots,
     sources,
@@ -98,6 +99,7 @@ def create(
         listens={JobOutput: functools.partial(jobs.heard, desk)},
         loops=[
             Loop("sweep", functools.partial(sweeps.sweep, desk), every=15.0),
+            Loop("silence", functools.partial(silence.listen, desk), every=30.0),
             Loop("outages", functools.partial(outages.look, desk), every=30.0),
             Loop("cron", functools.partial(cron.tick, desk), every=5.0),
             Loop("scale", functools.partial(scale_by_rules, desk), every=30.0),

@@ -141,6 +141,8 @@ class WorkloadRow(Base):
     # What its instances suffer from just now, and until when that is the newest known.
     trouble: Mapped[str | None]
     trouble_until: Mapped[datetime | None]
+    # None of its nodes says that an instance answers.
+    silent: Mapped[bool] = mapped_column(server_default=false())
     # Since when nothing of it answers that should, and whether the administrator knows.
     down_since: Mapped[datetime | None]
     down_told: Mapped[bool] = mapped_column(server_default=false())
@@ -383,6 +385,9 @@ class AlertRow(Base):
     title: Mapped[str]
     details: Mapped[Json]
     at: Mapped[datetime] = mapped_column(index=True)
+    about: Mapped[str | None]
+    over_at: Mapped[datetime | None]
+    __table_args__ = (Index("alert_standing", "about", postgresql_where=text("over_at is null")),)
 
 
 def violated(error: IntegrityError) -> str | None:

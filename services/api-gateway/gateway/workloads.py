@@ -159,6 +159,7 @@ async def delete(tx: Tx, row: WorkloadRow) -> None:
     await end_deployments(tx, row, "superseded", "the app was deleted")
     await jobs.cancel_all(tx, row.id, "release", "run", "cron")
     row.state, row.live = "deleted", False
+    outages.mark(tx, row, down=False)
     row.variables = row.runtime_variables = row.variables_digest = None
     _raise_generation(row)
     await tx.execute(remove(SourceRow).where(SourceRow.workload == row.id))
@@ -240,4 +241,4 @@ async def settle(tx: Tx, row: WorkloadRow) -> None:
     )
     row.status, row.reason = standing.status, standing.reason
     should_answer = row.state == "running" and row.image is not None and not asleep(row)
-    outages.mark(row, down=should_answer and not row.live)
+    outages.mark(tx, row, down=should_answer and (row.silent or not row.live))

@@ -74,6 +74,7 @@ def create(
     engine: ContainerEngine | None = None,
     proxy: Proxy | None = None,
     settings: NodeAgentSettings | None = None,
+    machine: Machine | None = None,
 ) -> Service:
     settings = settings or NodeAgentSettings()
     name, clock, bus = runtime.settings.node, runtime.clock, runtime.bus
@@ -137,8 +138,10 @@ def create(
     traffic.on_crowded(node.crowded)
     tell = Loop("copies told", copies.tell, every=_COPY_SECONDS)
     copies.on_change(tell.nudge)
-    share = Share(settings.cpu_millis, settings.memory_mb, settings.disk_mb)
-    heart = Heart(site, settings.region, Machine(share, runtime.settings.state), node.healthy, bus.report)
+    if machine is None:
+        share = Share(settings.cpu_millis, settings.memory_mb, settings.disk_mb)
+        machine = Machine(share, runtime.settings.state)
+    heart = Heart(site, settings.region, machine, node.healthy, bus.report)
     heartbeat = Loop("heartbeat", heart.beat, every=settings.heartbeat_seconds)
     tenures.on_change(heartbeat.nudge)
 

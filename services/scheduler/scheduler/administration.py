@@ -14,7 +14,7 @@ from sqlalchemy import Select, delete, func, select, text, update
 
 from scheduler import queries
 from scheduler.door import Door
-from scheduler.nodes import offered
+from scheduler.nodes import SILENCE, TOLD_OUTAGES, about_node, offered
 from scheduler.peers import Peers
 from scheduler.tables import NodeKeyRow, NodeRow, PlacementRow, ProjectionRow, WorkloadRow
 
@@ -104,6 +104,14 @@ class Administration:
             await tx.execute(delete(PlacementRow).where(PlacementRow.node == node))
             told = await tx.scalars(select(ProjectionRow.workload).where(ProjectionRow.node == node))
             await tx.execute(delete(ProjectionRow).where(ProjectionRow.node == node))
+            if row is not None:
+                troubles = [
+                    *row.pressed,
+                    *([SILENCE] if row.status == "offline" or row.outages >= TOLD_OUTAGES else []),
+                ]
+                for trouble in troubles:
+                    title = f"Node {node} is removed"
+                    tx.publish(about_node(node, row.region, trouble, "warning", title, over=True))
             await tx.execute(delete(NodeRow).where(NodeRow.name == node))
             await tx.execute(update(WorkloadRow).where(WorkloadRow.id.in_(placed)).values(due_at=func.now()))
             tx.after_commit(self._place)

@@ -32,6 +32,7 @@ from contracts.queries import (
     NodeRemoved,
     PlacesOf,
     RegionsWithRoom,
+    SilentAfter,
     UsageOf,
 )
 from contracts.reports import CopiesHeld, CopyState, NodeHeartbeat, NodePeer, NodeTraffic
@@ -109,6 +110,7 @@ def create(runtime: Runtime) -> Service:
             NodeOf: functools.partial(queries.node_detail, runtime),
             CopiesOf: functools.partial(copying.of_workload, runtime),
             UsageOf: functools.partial(usage.answer, runtime),
+            SilentAfter: functools.partial(usage.silent, runtime),
             NodeChanged: administration.change,
             NodeRemoved: administration.remove,
             JoinTokenMade: joining.make,

@@ -5,8 +5,9 @@ with one line in the log and one alert, told by whichever scheduler made the cha
 heartbeats and as a loop.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Literal
 
 from contracts.errors import Unavailable
 from contracts.events import AlertRaised
@@ -27,6 +28,8 @@ UNSTABLE = timedelta(hours=1)
 # So many outages are told one by one; then once that there are many.
 TOLD_OUTAGES = 3
 PRESSED, RELIEVED = 0.9, 0.85
+# What an alert is about, where it is none of its resources.
+SILENCE = "silence"
 
 
 def offered(machine: str) -> dict[str, str]:
@@ -113,6 +116,13 @@ _TRUST = """
 update node set trusted_at = null, returned = returned + 1 where name in (
     select name from node where trusted_at <= %s order by name for no key update
 )
+"""
+
+_STAYED = """
+update node set outages = 0 where name in (
+    select name from node where status = 'online' and outages >= %s and outage_at <= %s
+    order by name for no key update
+) returning name, region
 """
 
 # One of each node every few minutes, whichever scheduler takes it; the older ones are thinned.
@@ -208,30 +218,17 @@ class Nodes:
             elif before == "offline":
                 self._runtime.log.info("node online again", node=name, region=region)
                 if outages < TOLD_OUTAGES:
-                    tx.publish(self._alert("warning", f"Node {name} is online again", name, region))
+                    title = f"Node {name} is online again"
+                    tx.publish(about_node(name, region, SILENCE, "warning", title, over=True))
             is_pressed = pressed_in(by_name[name], was_pressed)
             if is_pressed != was_pressed:
                 pressed.append((name, " ".join(is_pressed)))
-                self._tell_pressure(by_name[name], was_pressed, is_pressed, region, tx)
+                for alert in pressure(by_name[name], region, was_pressed, is_pressed):
+                    tx.publish(alert)
         if pressed:
             await connection.execute(_PRESSED, tuple(map(list, zip(*pressed, strict=True))), prepare=True)
         await usage.record(connection, recorded)
         await self._departures.reported(recorded, now, tx)
-
-    def _tell_pressure(
-        self, report: NodeHeartbeat, before: Sequence[str], after: Sequence[str], region: str, tx: Tx
-    ) -> None:
-        node = report.node
-        shares = shares_of(report)
-        for resource in sorted({*before} ^ {*after}):
-            share = f"{shares.get(resource, 0.0):.0%}"
-            if resource in after:
-                alert = self._alert("warning", f"Node {node} is at {share} of its {resource}", node, region)
-            else:
-                alert = self._alert("warning", f"Node {node} has {resource} again ({share})", node, region)
-            tx.publish(
-                alert.model_copy(update={"details": {**alert.details, "resource": resource, "used": share}})
-            )
 
     async def look(self) -> None:
         """Marks the silent nodes offline. Only who has listened for long enough himself may call it silence:
@@ -249,12 +246,16 @@ class Nodes:
         self._looked_at = now
 
     async def _trust(self, now: datetime) -> None:
-        """Nodes that came back and stayed."""
+        """Nodes that came back and stayed; those that stay for long do not come and go any more."""
         async with self._runtime.store.transaction(PLATFORM) as tx:
             connection = await tx.connection()
             cursor = await connection.execute(_TRUST, (now,), prepare=True)
             if cursor.rowcount:
                 tx.after_commit(self._place)
+            cursor = await connection.execute(_STAYED, (TOLD_OUTAGES, now - UNSTABLE), prepare=True)
+            for name, region in await cursor.fetchall():
+                title = f"Node {name} comes and goes no more"
+                tx.publish(about_node(name, region, SILENCE, "warning", title, over=True))
 
     async def sample(self) -> None:
         await self._execute(_SAMPLE, {"now": self._runtime.clock.now(), "every": SAMPLE_SECONDS})
@@ -276,20 +277,41 @@ class Nodes:
             for name, region, seen, outages in await cursor.fetchall():
                 tx.after_commit(self._place)
                 self._runtime.log.warning("node offline", node=name, region=region, last_seen_at=seen)
-                if outages < TOLD_OUTAGES:
-                    tx.publish(self._alert("critical", f"Node {name} is offline", name, region))
-                elif outages == TOLD_OUTAGES:
-                    tx.publish(self._alert("critical", f"Node {name} comes and goes", name, region))
+                if outages <= TOLD_OUTAGES:
+                    word = "is offline" if outages < TOLD_OUTAGES else "comes and goes"
+                    tx.publish(about_node(name, region, SILENCE, "critical", f"Node {name} {word}"))
 
-    def _alert(self, severity: str, title: str, node: str, region: str) -> AlertRaised:
-        return AlertRaised.model_validate(
-            {
-                "service": self._runtime.name,
-                "severity": severity,
-                "title": title,
-                "details": {"node": node, "region": region},
-            }
+
+def about_node(
+    node: str,
+    region: str,
+    trouble: str,
+    severity: Literal["warning", "critical"],
+    title: str,
+    *,
+    over: bool = False,
+    **details: str,
+) -> AlertRaised:
+    return AlertRaised(
+        service="scheduler",
+        severity=severity,
+        title=title,
+        details={"node": node, "region": region, **details},
+        about=f"node/{node}/{trouble}",
+        over=over,
+    )
+
+
+def pressure(
+    report: NodeHeartbeat, region: str, before: Sequence[str], after: Sequence[str]
+) -> Iterator[AlertRaised]:
+    node, shares = report.node, shares_of(report)
+    for resource in sorted({*before} ^ {*after}):
+        share, over = f"{shares.get(resource, 0.0):.0%}", resource not in after
+        title = f"Node {node} " + (
+            f"has {resource} again ({share})" if over else f"is at {share} of its {resource}"
         )
+        yield about_node(node, region, resource, "warning", title, over=over, resource=resource, used=share)
 
 
 def newest(reports: Iterable[NodeHeartbeat]) -> list[NodeHeartbeat]:

@@ -148,7 +148,8 @@ class NodeKeyRow(Base):
 
 
 class NodeUsageRow(Base):
-    """What its instances use: workload -> instance -> process, index, CPU, memory."""
+    """What its instances use: workload -> instance -> process, index, CPU, memory; and the workloads that
+    answer."""
 
     __tablename__ = "node_usage"
     node: Mapped[str] = mapped_column(Text, ForeignKey("node.name", ondelete="cascade"), primary_key=True)
@@ -156,6 +157,7 @@ class NodeUsageRow(Base):
     instances: Mapped[dict[str, Any]] = mapped_column(JSONB)
     # Workload -> volume -> MB used, MB in all.
     volumes: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    answering: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
 
 
 class TrafficRow(Base):

@@ -1,13 +1,15 @@
-"""What each instance uses, as its node last said: a row a node, apart from what placing locks.
+"""What each instance uses and which workloads answer, as their nodes last said: a row a node, apart from what
+placing locks.
 
-Told to whoever scales an app or checks whether it fits a smaller plan. A few minutes old at most, or nothing.
+Told to whoever scales an app, checks whether it fits a smaller plan, or tells of one that is down. A few
+minutes old at most, or nothing.
 """
 
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from contracts.queries import InstanceUse, UsageOf, WorkloadUsage
+from contracts.queries import InstanceUse, SilentAfter, SilentWorkloads, UsageOf, WorkloadUsage
 from contracts.reports import NodeHeartbeat, VolumeUse
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
@@ -17,13 +19,17 @@ from scheduler import traffic
 
 # Said twice a minute; what is older says nothing about now.
 _FRESH = timedelta(seconds=100)
+# The process that requests go to.
+ROUTED = "web"
 
 _RECORD = """
-insert into node_usage as n (node, at, instances, volumes)
-select * from unnest(%s::text[], %s::timestamptz[], %s::jsonb[], %s::jsonb[])
-    as t(node, at, instances, volumes) order by node
+insert into node_usage as n (node, at, instances, volumes, answering)
+select t.node, t.at, t.instances, t.volumes, string_to_array(t.answering, ' ')
+from unnest(%s::text[], %s::timestamptz[], %s::jsonb[], %s::jsonb[], %s::text[])
+    as t(node, at, instances, volumes, answering) order by t.node
 on conflict (node) do update set
-    at = excluded.at, instances = excluded.instances, volumes = excluded.volumes
+    at = excluded.at, instances = excluded.instances, volumes = excluded.volumes,
+    answering = excluded.answering
 """
 
 _OF = """
@@ -41,14 +47,24 @@ where u.at > %s order by held.key
 """
 
 
+_SILENT = """
+select distinct p.workload from placement p
+where p.process = %s and p.leaving is null and (%s::text is null or p.workload > %s)
+    and p.workload not in (select unnest(u.answering) from node_usage u where u.at > %s)
+order by p.workload limit %s
+"""
+_PAGE = 1000
+
+
 async def record(connection: AsyncConnection[Any], reports: Sequence[NodeHeartbeat]) -> None:
-    said = [r for r in reports if r.volumes or any(i.usage is not None for i in r.instances)]
+    said = [r for r in reports if r.volumes or r.instances]
     if said:
         columns = (
             [r.node for r in said],
             [r.at for r in said],
             [Jsonb(_by_workload(r)) for r in said],
             [Jsonb(_volumes(r)) for r in said],
+            [" ".join(_answering(r)) for r in said],
         )
         await connection.execute(_RECORD, columns, prepare=True)
 
@@ -66,11 +82,22 @@ def _by_workload(report: NodeHeartbeat) -> dict[str, dict[str, list[object]]]:
     return used
 
 
+def _answering(report: NodeHeartbeat) -> list[str]:
+    return sorted({i.workload for i in report.instances if i.healthy and i.slot.process == ROUTED})
+
+
 def _volumes(report: NodeHeartbeat) -> dict[str, dict[str, list[int]]]:
     held: dict[str, dict[str, list[int]]] = {}
     for one in report.volumes:
         held.setdefault(one.workload, {})[one.volume] = [one.used_mb, one.size_mb]
     return held
+
+
+async def silent(runtime: Runtime, query: SilentAfter) -> SilentWorkloads:
+    since = runtime.clock.now() - _FRESH
+    rows = await runtime.store.read(_SILENT, (ROUTED, query.after, query.after, since, _PAGE))
+    found = tuple(row[0] for row in rows)
+    return SilentWorkloads(workloads=found, next=found[-1] if len(found) == _PAGE else None)
 
 
 async def answer(runtime: Runtime, query: UsageOf) -> WorkloadUsage:
