@@ -18,7 +18,7 @@ from embedded.traefik import Traefik
 from gateway.app import create as create_gateway
 from gateway.settings import GatewaySettings
 from node_agent.app import create as create_agent
-from node_agent.machine import Machine
+from node_agent.machine import Machine, Share
 from node_agent.settings import NodeAgentSettings
 from pydantic import SecretStr
 from runtime.runtime import Runtime
@@ -44,6 +44,25 @@ class _Shared(dict[str, str]):
         return ""
 
 
+class Gauge:
+    """A machine of this size, whose memory is in use as far as the test says."""
+
+    def __init__(self, folder: Path, *, cpu_millis: int, memory_mb: int = 8000) -> None:
+        self.machine = Machine(Share(cpu_millis), folder, folder)
+        self._folder = folder
+        self._memory = memory_mb * 1024
+        (folder / "stat").write_text("cpu  1 0 0 1 0 0 0 0 0 0\n")
+        (folder / "loadavg").write_text("0.0 0.0 0.0 1/2 3\n")
+        self.uses(0.4)
+
+    def uses(self, share: float) -> None:
+        free = round(self._memory * (1 - share))
+        # It is read every second: whole, or not at all.
+        written = self._folder / "meminfo.new"
+        written.write_text(f"MemTotal: {self._memory} kB\nMemAvailable: {free} kB\n")
+        written.replace(self._folder / "meminfo")
+
+
 @dataclass
 class World:
     harness: Harness
@@ -57,7 +76,7 @@ class World:
     def engine(self) -> FakeEngine:
         return self.engines[NODE]
 
-    async def join(self, name: str, machine: Machine | None = None) -> None:
+    async def join(self, name: str, *, region: str = NODE, machine: Machine | None = None) -> None:
         """A node with an engine and an ingress of its own; or one of that name again."""
         if name not in self.engines:
             self.engines[name] = FakeEngine()
@@ -68,6 +87,7 @@ class World:
             await asyncio.to_thread(traefik.wait_ready)
         traefik, engine = self.proxies[name], self.engines[name]
         settings = NodeAgentSettings(
+            region=region,
             routes=traefik.routes,
             ingress_url=f"http://127.0.0.1:{traefik.port}",
             heartbeat_seconds=1,

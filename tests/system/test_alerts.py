@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from contracts.events import AppChanged
 from contracts.queries import SilentAfter
-from node_agent.machine import Machine, Share
 
 from tests.customer import Customer, archive
 from tests.harness import Harness, eventually
-from tests.world import ADMIN, World, world
+from tests.world import ADMIN, Gauge, World, world
 
 DOCKERFILE = "FROM berth/python:3.11\nEXPOSE 8000\n"
 SERVES = archive({"Dockerfile": DOCKERFILE})
@@ -29,25 +28,6 @@ async def here(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     async with world(harness, tmp_path) as opened:
         yield opened
         await harness.close_services()
-
-
-class Gauge:
-    """A machine whose memory is in use as far as the test says."""
-
-    def __init__(self, folder: Path) -> None:
-        self.machine = Machine(Share(cpu_millis=4000), folder, folder)
-        self._folder = folder
-        (folder / "stat").write_text("cpu  1 0 0 1 0 0 0 0 0 0\n")
-        (folder / "loadavg").write_text("0.0 0.0 0.0 1/2 3\n")
-        self.uses(0.4)
-
-    def uses(self, share: float) -> None:
-        has = 8_192_000
-        lines = f"MemTotal: {has} kB\nMemAvailable: {round(has * (1 - share))} kB\n"
-        # It is read every second: whole, or not at all.
-        written = self._folder / "meminfo.new"
-        written.write_text(lines)
-        written.replace(self._folder / "meminfo")
 
 
 async def alerts(administrator: Customer, query: str = "") -> list[dict[str, Any]]:
@@ -115,7 +95,7 @@ async def crash(here: World, customer: Customer, app: str) -> None:
 async def test_each_trouble_is_told_once_for_what_it_is_and_that_it_is_over(
     here: World, tmp_path: Path
 ) -> None:
-    gauge = Gauge(tmp_path)
+    gauge = Gauge(tmp_path, cpu_millis=4000)
     async with here.customer() as administrator, here.customer() as customer:
         await administrator.log_in(*ADMIN)
         await customer.register("somebody@example.org")
@@ -124,7 +104,7 @@ async def test_each_trouble_is_told_once_for_what_it_is_and_that_it_is_over(
         restless, _ = await customer.live("restless", SERVES)
         fallen, _ = await customer.live("fallen", SERVES, health=IMPATIENT)
         # The apps are not on these, which have troubles of their own.
-        await here.join("n1", gauge.machine)
+        await here.join("n1", machine=gauge.machine)
         await here.join("n2")
         for _ in range(2):
             await crash(here, customer, restless)
