@@ -66,4 +66,8 @@ def test_a_fingerprint_changes_only_with_what_an_instance_is_made_of() -> None:
     other = SPEC.model_copy(update={"image": "sha256:ff"})
     assert SPEC.fingerprint() == same.fingerprint() == more.fingerprint()
     assert SPEC.fingerprint() != other.fingerprint()
+    requests = SPEC.limits.model_copy(update={"memory_request_mb": 64})
+    assert SPEC.fingerprint() != SPEC.model_copy(update={"limits": requests}).fingerprint()
+    # What runs is not replaced because the platform is a newer one.
+    assert SPEC.fingerprint() == "2e3eb89f4bc6ba03"
     assert str(Slot(process="web", index=0)) == "web.1"

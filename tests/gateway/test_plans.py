@@ -43,7 +43,7 @@ async def test_a_plan_is_made_and_sold(here: World, customer: Customer) -> None:
     assert refused.value.status == 409
     app = await customer.create("on-huge", plan="huge", replicas=20)
     view = await customer.call("GET", f"/api/paas/apps/{app}")
-    assert view["limits"] == NEW["limits"]
+    assert view["limits"] == {**NEW["limits"], "cpu_request_millis": None, "memory_request_mb": None}  # type: ignore[dict-item]
     for field in ("name", "title", "limits", "max_replicas", "hourly", "monthly"):
         body = {key: value for key, value in NEW.items() if key != field} | {"name": "less"}
         if field == "name":
@@ -112,6 +112,7 @@ async def test_a_plan_is_withdrawn(here: World, customer: Customer) -> None:
         {"max_replicas": 0},
         {"limits": {"cpu_millis": 0, "memory_mb": 16, "disk_mb": 1}},
         {"limits": {"cpu_millis": 1, "memory_mb": 16, "disk_mb": 1, "gpu": 1}},
+        {"limits": {"cpu_millis": 1, "memory_mb": 16, "disk_mb": 1, "memory_request_mb": 1}},
         {"runtimes": ["cobol"]},
         {"name": "other"},
         {"currency": "EUR"},

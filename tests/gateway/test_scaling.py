@@ -61,7 +61,7 @@ async def test_a_smaller_plan_is_refused_while_the_app_does_not_fit(here: World,
     body = {
         "name": "tiny",
         "title": "Tiny",
-        "limits": {"cpu_millis": 100, "memory_mb": 64, "disk_mb": 64},
+        "limits": {"cpu_millis": 100, "memory_mb": 64, "memory_request_mb": 32, "disk_mb": 64},
         "max_replicas": 1,
         "volume_mb": 32,
         "hourly": "0.001",

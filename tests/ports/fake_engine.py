@@ -168,6 +168,9 @@ class FakeEngine:
         """It runs on, and does not answer any more."""
         await self._close(self._containers[instance])
 
+    def blueprints(self) -> list[Blueprint]:
+        return [container.blueprint for container in self._containers.values()]
+
     def count(self, call: str) -> int:
         return sum(name == call for name in self.calls)
 

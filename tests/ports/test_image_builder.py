@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from builder.build_output import BuildOutput
+from builder.docker_workshop import CPU_WEIGHT
 from builder.engine_api import Refused, tar_of
 from builder.image_builder import BuiltImage, Repository, StepFailed
 from builder.own_registry import OwnRegistry
@@ -187,6 +188,7 @@ async def test_steps_are_confined(docker: DockerHands) -> None:
         assert host["PidsLimit"] == 200
         assert host["Memory"] == host["MemorySwap"] == 512 * 1024 * 1024
         assert host["CpuQuota"] == 2 * host["CpuPeriod"]
+        assert host["CpuShares"] == CPU_WEIGHT
         assert host["NetworkMode"] == docker.builder.network
         assert not host["Privileged"]
         assert not host["Binds"]

@@ -7,6 +7,7 @@ private network; no packet leaves this machine.
 import asyncio
 import fcntl
 import io
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -171,6 +172,32 @@ async def test_processes_beyond_the_plan_are_refused(one: Tenant) -> None:
         "if ($p == 0) { sleep 2; exit } $n++ } kill 9, 0 if 0; print $n"
     )
     assert 10 < int(made) < 32
+
+
+@pytest.mark.promise("K5")
+async def test_where_all_want_more_than_there_is_each_has_what_it_was_promised(docker: DockerHands) -> None:
+    cores = os.cpu_count() or 1
+    limits = Limits(cpu_millis=1000 * cores, memory_mb=128, disk_mb=64, pids=64)
+    requests = ({"cpu_request_millis": 200, "memory_request_mb": 32}, {"cpu_request_millis": 800})
+    made = [await tenant(docker, limits=limits.model_copy(update=request)) for request in requests]
+    try:
+        told = [
+            {name: host[name] for name in ("NanoCpus", "Memory", "CpuShares", "MemoryReservation")}
+            for host in (docker.inspect(one.name)["HostConfig"] for one in made)
+        ]
+        most = {"NanoCpus": cores * 10**9, "Memory": 128 * 2**20}
+        assert told == [
+            {**most, "CpuShares": 204, "MemoryReservation": 32 * 2**20},
+            {**most, "CpuShares": 819, "MemoryReservation": 128 * 2**20},
+        ]
+        # More processes than there are cores.
+        burn = f"fork for 1 .. {cores.bit_length()}; my $t = time + 5; 1 while time < $t; 1 while wait > 0"
+        await asyncio.gather(*(one.perl(burn) for one in made))
+        small, large = [(await docker.engine.usage(one.name)).cpu_seconds for one in made]
+        assert 2.5 < large / small < 6
+    finally:
+        for one in made:
+            await docker.engine.remove(one.name)
 
 
 @pytest.mark.promise("R14.2")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from builder import image_archive
+from builder.docker_workshop import CPU_WEIGHT
 from builder.engine_api import Refused
 from builder.image_builder import FoundImage, Setup, StepFailed
 
@@ -172,7 +173,7 @@ async def test_it_is_confined_and_gone_afterwards(docker: DockerHands) -> None:
     host = container["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == 512 * MIB
     assert host["Ulimits"] == [{"Name": "fsize", "Soft": 8192 * MIB, "Hard": 8192 * MIB}]
-    assert (host["NanoCpus"], host["PidsLimit"]) == (2_000_000_000, 200)
+    assert (host["NanoCpus"], host["CpuShares"], host["PidsLimit"]) == (2_000_000_000, CPU_WEIGHT, 200)
     assert (host["NetworkMode"], host["Privileged"], host["Binds"]) == (docker.builder.network, False, None)
     assert [mount["Type"] for mount in host["Mounts"]] == ["volume"]
     assert container["Config"]["Labels"]["berth.build"] == order.build

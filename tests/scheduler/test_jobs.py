@@ -10,7 +10,7 @@ from contracts.workload import Needs, WorkloadSpec
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
-from tests.scheduler.samples import heartbeat, spec
+from tests.scheduler.samples import SMALL, heartbeat, spec
 
 
 def job(stage: Stage, of: WorkloadSpec | None = None, **changes: Any) -> Job:
@@ -116,6 +116,14 @@ async def test_a_job_without_room_waits_and_ends_with_the_reason(scheduler: Stag
     end = await ended(scheduler, wanted)
     assert end.outcome == "not_started"
     assert "n1: memory short by" in str(end.words)
+
+
+async def test_a_job_takes_what_its_plan_requests(scheduler: Stage) -> None:
+    await scheduler.joins("n1", memory_mb=64)
+    wanted = job(scheduler, spec(limits=SMALL.model_copy(update={"memory_request_mb": 48})))
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    await told(scheduler, "n1", wanted)
+    assert (await scheduler.node("n1")).allocated.memory_mb == 48
 
 
 async def test_a_job_goes_where_its_image_and_its_runtime_are_at_home(scheduler: Stage) -> None:

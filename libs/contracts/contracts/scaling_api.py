@@ -46,6 +46,20 @@ class OfferedPlanList(Model):
 class ChooseLimits(Limits):
     model_config = Strict.model_config
 
+    @model_validator(mode="after")
+    def _holds_what_it_promises(self) -> Self:
+        pairs = (
+            ("cpu_request_millis", self.cpu_request_millis, "cpu_millis", self.cpu_millis),
+            ("memory_request_mb", self.memory_request_mb, "memory_mb", self.memory_mb),
+        )
+        for request, promised, limit, most in pairs:
+            if promised is not None and promised > most:
+                raise ValueError(
+                    f"{request} is the part of {limit} that is promised: give at most {most}, or leave it "
+                    "out to promise all of it"
+                )
+        return self
+
 
 class ChooseNeeds(Needs):
     """What an app on the plan asks of its nodes."""

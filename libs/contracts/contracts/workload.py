@@ -30,12 +30,23 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Limits(Model):
-    """What one instance may use; the engine enforces it."""
+    """What one instance may use; the engine enforces it. The requests are what a node reserves of it: as much
+    the instance has also when all want more than there is. None: all it may use."""
 
     cpu_millis: Annotated[int, Field(gt=0)]
     memory_mb: Annotated[int, Field(ge=16)]
     disk_mb: Annotated[int, Field(gt=0)]
     pids: Annotated[int, Field(ge=8)] = 256
+    cpu_request_millis: Annotated[int, Field(gt=0)] | None = None
+    memory_request_mb: Annotated[int, Field(ge=16)] | None = None
+
+    @property
+    def reserved_cpu_millis(self) -> int:
+        return self.cpu_request_millis or self.cpu_millis
+
+    @property
+    def reserved_memory_mb(self) -> int:
+        return self.memory_request_mb or self.memory_mb
 
 
 class HealthCheck(Model):
@@ -132,10 +143,12 @@ class WorkloadSpec(Model):
         """Changes exactly when a running instance must be replaced to match the specification."""
         body = self.model_dump_json(
             include={"image", "release", "restarts", "limits", "uid", "port", "health", "organization"},
-            exclude={"health": {"command"}},
+            exclude={"health": {"command"}, "limits": {"cpu_request_millis", "memory_request_mb"}},
         ) + repr(sorted((name, p.command) for name, p in self.processes.items()))
         # What came to be said later says nothing where there is none of it.
         body += repr(self.health.command) if self.health.command else ""
+        requests = self.limits.cpu_request_millis, self.limits.memory_request_mb
+        body += repr(requests) if any(requests) else ""
         body += self.variables_digest or ""
         body += self.needs.runtime or ""
         body += "".join(f"{volume.id}:{volume.path}:{volume.size_mb}" for volume in self.volumes)

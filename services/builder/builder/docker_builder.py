@@ -24,7 +24,7 @@ from builder import marking
 from builder.bases import Bases
 from builder.build_output import BuildOutput
 from builder.docker_steps import ATTEMPT, Steps, sign
-from builder.docker_workshop import Workshops, load
+from builder.docker_workshop import CPU_WEIGHT, Workshops, load
 from builder.engine_api import EngineApi, Refused, tar_of
 from builder.git_sandbox import GitSandbox
 from builder.hints import is_ours
@@ -143,6 +143,7 @@ class DockerBuilder:
             "memswap": memory,
             "cpuperiod": _PERIOD,
             "cpuquota": order.cpu_millis * _PERIOD // 1000,
+            "cpushares": CPU_WEIGHT,
             "networkmode": self.network,
             "extrahosts": sign(order),
             "ulimits": [{"Name": "fsize", "Soft": order.disk_mb * MIB, "Hard": order.disk_mb * MIB}],

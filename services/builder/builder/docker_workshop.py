@@ -21,6 +21,8 @@ from builder.image_builder import Order, Say, Setup, StepFailed, Stream
 log = structlog.get_logger("builder.workshop")
 
 MIB = 1024 * 1024
+# Of a build, where a core that is promised to instances has 1024: what is promised goes first.
+CPU_WEIGHT = 102
 CACHE = "/cache"
 _LONGEST_PART = 64 * 1024
 
@@ -60,6 +62,7 @@ class Workshops:
             "Memory": memory,
             "MemorySwap": memory,
             "NanoCpus": order.cpu_millis * 1_000_000,
+            "CpuShares": CPU_WEIGHT,
             "PidsLimit": self.pids,
             "Ulimits": [{"Name": "fsize", "Soft": order.disk_mb * MIB, "Hard": order.disk_mb * MIB}],
             "Init": True,

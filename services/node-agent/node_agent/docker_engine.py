@@ -216,7 +216,10 @@ class DockerEngine:
                 init=True,
                 mem_limit=memory,
                 memswap_limit=memory,
+                mem_reservation=limits.reserved_memory_mb * _MIB,
                 nano_cpus=limits.cpu_millis * 1_000_000,
+                # Its weight where all want more than there is: 1024 for each core that is promised.
+                cpu_shares=max(2, limits.reserved_cpu_millis * 1024 // 1000),
                 pids_limit=limits.pids,
                 restart_policy={"Name": "unless-stopped" if blueprint.identity.job is None else "no"},
                 mounts=[

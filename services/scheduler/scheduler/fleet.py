@@ -28,7 +28,7 @@ class Room(NamedTuple):
 
     @classmethod
     def of(cls, limits: Limits) -> "Room":
-        return cls(limits.cpu_millis, limits.memory_mb, limits.disk_mb)
+        return cls(limits.reserved_cpu_millis, limits.reserved_memory_mb, limits.disk_mb)
 
     def beyond(self, other: "Room") -> "Room":
         """What it takes to grow from `other` to this; never negative."""
