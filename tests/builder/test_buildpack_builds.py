@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 from builder.engine_api import EngineApi
+from contracts.credentials import RegistryLogin
+from contracts.ids import new_id
 from contracts.workload import BuildFailed, BuildSettings, BuildSucceeded, RuntimePreset
 
 from tests.builder.cnb_images import CnbImages, cnb_images
@@ -16,6 +18,7 @@ from tests.builder.gateway import Gateway
 from tests.harness import address_of, eventually
 from tests.ports.git_server import GitServer, git_server
 from tests.ports.image_builders import URL, clear, docker_builder
+from tests.ports.registry import PASSWORD, USER, registry, saved
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "bldpack"
@@ -42,6 +45,9 @@ SECOND = {
 }
 
 
+Built = BuildSucceeded | BuildFailed
+
+
 @dataclass
 class Packs:
     gateway: Gateway
@@ -49,12 +55,16 @@ class Packs:
     api: EngineApi
     images: CnbImages
 
+    async def begin(self, **settings: Any) -> None:
+        known: dict[str, Any] = {"allow_private_git": True, "lease_seconds": 20, "concurrency": 2}
+        await self.gateway.builder(None, prefix=PREFIX, engine=URL, **known, **settings)
+
     def url(self, name: str) -> str:
         return f"{self.server.url}/{name}.git"
 
     async def build(
         self, files: Mapping[str, str], settings: BuildSettings, **changes: Any
-    ) -> tuple[BuildSucceeded | BuildFailed, list[str]]:
+    ) -> tuple[Built, list[str]]:
         request = self.gateway.upload(
             files, **{"build": settings, "runtimes": (STACK,), "uid": UID, **changes}
         )
@@ -129,10 +139,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GitS
 
 @pytest.fixture
 async def packs(gateway: Gateway, real: CnbImages, server: GitServer) -> AsyncIterator[Packs]:
-    await gateway.builder(
-        None, prefix=PREFIX, engine=URL, allow_private_git=True, lease_seconds=20, concurrency=2
-    )
-    yield Packs(gateway, server, EngineApi(URL), real)
+    opened = Packs(gateway, server, EngineApi(URL), real)
+    await opened.begin()
+    yield opened
     await gateway.harness.stop("builder")
 
 
@@ -227,6 +236,38 @@ async def test_an_app_made_by_a_builder_image_answers(packs: Packs) -> None:
 
     _, lines = await packs.build(files, BuildSettings(builder=packs.images.builder), **app)
     assert "Build 2 with this cache" in lines
+
+
+async def test_a_builder_image_behind_a_log_in(packs: Packs) -> None:
+    """The app's own opens it, for this app alone."""
+    await packs.gateway.harness.stop("builder")
+    await packs.begin(allow_private_registry=True)
+    async with packs.api.stream("GET", f"/images/{packs.images.builder}/get") as chunks:
+        archive = b"".join([chunk async for chunk in chunks])
+    files = {"greeting.txt": "Hi\n"}
+    with registry(saved(archive)) as private:
+        host = private.partition("/")[0]
+
+        async def build(workload: str, password: str | None) -> tuple[Built, list[str]]:
+            if password is not None:
+                login = RegistryLogin(host=host, user=USER, password=password)
+                packs.gateway.credentials[workload] = {"registry": login}
+            return await packs.build(files, BuildSettings(builder=private), workload=workload)
+
+        app = new_id("app")
+        built, lines = await build(app, PASSWORD)
+        assert isinstance(built, BuildSucceeded), (built, lines)
+        assert built.processes["web"] == "/cnb/process/web"
+        assert PASSWORD not in repr(lines)
+        for password in (None, "wrong"):
+            failed, lines = await build(new_id("app"), password)
+            assert isinstance(failed, BuildFailed)
+            assert (failed.step, private in failed.message) == ("build", True), failed
+            assert "PUT …/credentials/registry sets" in (failed.hint or "")
+        # Taken away, it opens nothing to the app itself, either.
+        del packs.gateway.credentials[app]
+        failed, _ = await build(app, None)
+        assert isinstance(failed, BuildFailed)
 
 
 async def test_a_builder_offered_as_a_runtime(packs: Packs) -> None:

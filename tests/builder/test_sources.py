@@ -16,6 +16,7 @@ from contracts.workload import (
     DockerfileSource,
     GitSource,
     ImageSource,
+    RuntimePreset,
 )
 
 from tests.builder.gateway import Gateway
@@ -173,6 +174,25 @@ async def test_the_log_in_opens_what_is_built_on(
         assert isinstance((await build(request)).result, BuildSucceeded)
         assert images.logins[-1] == told
         assert SECRET not in repr(await gateway.log(request))
+
+
+async def test_the_log_in_opens_the_builder_image_that_the_app_names(
+    build: Any, gateway: Gateway, images: FakeImageBuilder
+) -> None:
+    """And not the one that the administrator offers to everybody."""
+    login = RegistryLogin(host="ghcr.io", user="shop", password=SECRET)
+    offered = RuntimePreset(name="offered", type="cnb", version="1", image="ghcr.io/shop/builder:1")
+    for settings, told in (
+        (BuildSettings(builder="ghcr.io/shop/builder:1"), login),
+        (BuildSettings(builder="quay.io/shop/builder:1"), None),
+        (BuildSettings(runtime="offered"), None),
+    ):
+        request = gateway.upload({"greeting.txt": "Hi\n"}, build=settings, runtimes=(offered,))
+        gateway.credentials[request.workload] = {"registry": login}
+        assert isinstance((await build(request)).result, BuildFailed)
+        assert images.logins[-1] == told
+        assert SECRET not in repr(await gateway.log(request))
+    assert len(images.logins) == 3
 
 
 async def test_a_registry_that_is_away_is_asked_again(

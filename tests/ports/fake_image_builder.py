@@ -160,7 +160,16 @@ class FakeImageBuilder:
     async def exists(self, reference: str) -> bool | None:
         return reference in self.found
 
-    async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
+    async def find(
+        self,
+        order: Order,
+        reference: str,
+        say: Say,
+        *,
+        trusted: bool = False,
+        login: RegistryLogin | None = None,
+    ) -> FoundImage:
+        self.logins.append(login)
         if reference not in self.found:
             raise StepFailed("build", f"the base image {reference} cannot be had: no such image")
         return self.found[reference]

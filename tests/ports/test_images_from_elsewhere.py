@@ -4,6 +4,7 @@ import io
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import pytest
 from builder.engine_api import EngineApi, Refused
@@ -158,7 +159,7 @@ async def test_a_build_stands_on_a_private_image_and_nobody_else_can(
     assert any(f"COPY --from={reference}" in line for line in said.of("platform"))
 
     digest = next(line for line in said.of("platform") if "sha256:" in line).rpartition(" ")[2]
-    own = f"{PREFIX}/base/{order.workload}:{order.deployment}-0"
+    own = f"{PREFIX}/base/{order.workload}:{order.deployment}-{crc32(str(reference).encode())}"
     assert await API.call("GET", f"/images/{own}/json")
     for name in (str(reference), f"{reference.repository}@{digest}", own):
         for given in (None, login(reference, "wrong")):
@@ -171,3 +172,32 @@ async def test_a_build_stands_on_a_private_image_and_nobody_else_can(
     assert all([await builder.remove(k) for k in sorted(kept, key=lambda k: own in k.tags)])
     with pytest.raises(Refused):
         await API.call("GET", f"/images/{own}/json")
+
+
+async def test_a_builder_image_is_found_by_the_build_whose_log_in_opens_it_alone(
+    builder: Any, reference: ImageReference
+) -> None:
+    order, said = new_order(), Said()
+    name = str(reference)
+    found = await builder.find(order, name, said, login=login(reference))
+    assert found.layers
+    digest = next(line for line in said.of("platform") if "sha256:" in line).rpartition(" ")[2]
+    [kept] = [k for k in await builder.images() if k.deployment == order.deployment]
+    assert (kept.id, kept.workload) == (found.id, order.workload)
+    # It is on the engine, under whatever name a stranger asks for it.
+    for asked_for in (name, f"{reference.repository}@{digest}", *kept.tags):
+        for given in (None, login(reference, "wrong")):
+            with pytest.raises(StepFailed) as failed:
+                await builder.find(new_order(), asked_for, Said(), login=given)
+            assert failed.value.step == "build"
+    # What the app may read no more is not found by its next build, either.
+    with pytest.raises(StepFailed, match="cannot be had") as failed:
+        await builder.find(replace(new_order(), workload=order.workload), name, Said(), login=None)
+    assert "PUT …/credentials/registry" in (failed.value.hint or "")
+    # Both a builder and its run image may be of one deployment.
+    with registry(made(b"run")) as another:
+        run = parse(another)
+        await builder.find(order, another, Said(), login=login(run))
+    tags = {tag for k in await builder.images() if k.deployment == order.deployment for tag in k.tags}
+    assert len(tags) == 2
+    assert all([await builder.remove(k) for k in await builder.images() if k.deployment == order.deployment])

@@ -43,7 +43,7 @@ async def hands(request: pytest.FixtureRequest, docker: DockerHands) -> Hands:
 
 
 async def setup(hands: Hands, *steps: str, cache: str | None = None) -> Setup:
-    base = await hands.builder.find(BASE, Said())
+    base = await hands.builder.find(new_order(), BASE, Said())
     return Setup(base, ("/bin/sh", "-c", "; ".join(steps)), 4321, 4321, {"GREETING": "hello"}, cache)
 
 
@@ -122,7 +122,7 @@ async def test_a_cache_is_there_again_for_its_app_alone(hands: Hands) -> None:
 
 async def test_an_image_that_is_not_there(hands: Hands) -> None:
     with pytest.raises(StepFailed):
-        await hands.builder.find("berth/nothing:1", Said())
+        await hands.builder.find(new_order(), "berth/nothing:1", Said())
 
 
 async def test_a_cancelled_one_is_thrown_away(hands: Hands) -> None:
@@ -263,7 +263,7 @@ async def loaded(docker: DockerHands, base: FoundImage, tar: io.BytesIO) -> str:
 
 
 async def test_what_was_made_becomes_an_image_on_its_base(docker: DockerHands) -> None:
-    base = await docker.builder.find(BASE, Said())
+    base = await docker.builder.find(new_order(), BASE, Said())
     image = await loaded(docker, base, files(work__in="content"))
     assert await loaded(docker, base, files(work__in="content")) == image
     found = await docker.api.call("GET", f"/images/{image}/json")
@@ -279,7 +279,7 @@ async def test_what_was_made_becomes_an_image_on_its_base(docker: DockerHands) -
 
 
 async def test_a_layer_that_is_not_what_is_said_is_not_taken_by_the_engine(docker: DockerHands) -> None:
-    base = await docker.builder.find(BASE, Said())
+    base = await docker.builder.find(new_order(), BASE, Said())
     layer = image_archive.layer(files(work__in="content"))
     lie = image_archive.Layer(layer.tar, f"sha256:{hashlib.sha256(b'another').hexdigest()}", layer.size)
     archive = io.BytesIO()

@@ -1,12 +1,13 @@
 """The images a build stands on: whether its customer may have them, and that the engine has them.
 
 What a customer's own log-in opens is no image of the engine's for everybody: it is pulled as the registry has
-it now for this log-in, gets a name that only this build's Dockerfile is given, and keeps no other.
+it now for this log-in, gets a name that only this build is given, and keeps no other.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 from contracts import image_reference
 from contracts.credentials import RegistryLogin
@@ -17,7 +18,7 @@ from runtime.clock import Clock
 from builder.dockerfile import triggers
 from builder.engine_api import EngineApi, Refused
 from builder.image_builder import Order, Say, StepFailed
-from builder.registry import MIB, OWN, Registries, found_image, is_an_apps
+from builder.registry import CHECK_NAME, MIB, OWN, Registries, found_image, is_an_apps
 
 # How long a build waits for an image the platform is still making, and how often it looks.
 _MAKING, _LOOK = 600.0, 1.0
@@ -42,7 +43,9 @@ class Bases:
                 await self.registries.pull_base(base, say, trusted=trusted)
                 found = await found_image(self.api, base)
         except Refused as error:
-            raise StepFailed("build", f"the base image {base} cannot be had: {error.words}") from error
+            raise StepFailed(
+                "build", f"the base image {base} cannot be had: {error.words}", hint=CHECK_NAME
+            ) from error
         if is_an_apps(base):
             raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
         return _triggering(base, found)
@@ -50,14 +53,14 @@ class Bases:
     async def private(
         self, order: Order, bases: Collection[str], login: RegistryLogin | None, say: Say
     ) -> tuple[Mapping[str, str], bool]:
-        """Of `bases` those of the registry the log-in is for, by the name the Dockerfile is to have in place
-        of theirs; and whether one triggers instructions."""
+        """Of `bases` those of the registry the log-in is for, by the name the build is to have in place of
+        theirs; and whether one triggers instructions."""
         names: dict[str, str] = {}
         triggering = False
         for base in bases:
             if login is None or not opens(login, base):
                 continue
-            place = (self._place(order), f"{order.deployment}-{len(names)}")
+            place = self._place(order, base)
             try:
                 await self.registries.pull(
                     image_reference.parse(base), login, place, say, largest=order.disk_mb * MIB
@@ -69,8 +72,9 @@ class Bases:
             triggering = _triggering(base, await found_image(self.api, names[base])) or triggering
         return names, triggering
 
-    def _place(self, order: Order) -> str:
-        return f"{self.prefix}/base/{order.workload}"
+    def _place(self, order: Order, base: str) -> tuple[str, str]:
+        """A name and a tag for this build's own; those of one deployment differ."""
+        return f"{self.prefix}/base/{order.workload}", f"{order.deployment}-{crc32(base.encode())}"
 
     async def making(self, own: str) -> bool:
         return await found_image(self.api, _making(own)) is not None

@@ -7,12 +7,13 @@ lease that is lost stops everything at once. Run by the service's loops, one per
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import structlog
 from contracts.build_queries import ImageExistence, ImageLookup
+from contracts.credentials import RegistryLogin
 from contracts.errors import BerthError, InvalidInput, TooLarge, Unavailable
 from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, Commit, GitSource, ImageSource
 from runtime.runtime import Runtime
@@ -249,6 +250,10 @@ class Builds:
         for line in chosen.why:
             await writer.write("recipe", "platform", line)
 
+        async def login_for(images: Collection[str]) -> RegistryLogin | None:
+            sources = Sources(self.runtime, self.settings, self.images)
+            return await sources.login_for(request.workload, images, writer)
+
         chosen = given.into(chosen, found.source)
         processes = chosen.processes
         if chosen.by is not None:
@@ -265,6 +270,7 @@ class Builds:
                 ca_bundle=self.ca_bundle,
                 allow_private=self.settings.allow_private_git,
                 say=writer.of,
+                login_for=login_for,
             )
             product = await _made(chosen.by, material, processes)
             image, processes = product.image, product.processes
@@ -279,9 +285,7 @@ class Builds:
                 target=chosen.target,
                 arguments=chosen.arguments,
                 secrets=chosen.handed,
-                login=await Sources(self.runtime, self.settings, self.images).login_for(
-                    request.workload, chosen.bases, writer
-                ),
+                login=await login_for(chosen.bases),
             )
 
         done = await self._published(claimed, order, image, writer, made_by=chosen.name)

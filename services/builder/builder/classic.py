@@ -28,12 +28,12 @@ async def make(plan: Classic, material: Material) -> Product:
         fetched = [files.enter_context(tempfile.TemporaryFile()) for _ in plan.buildpacks]
         for buildpack, into in zip(plan.buildpacks, fetched, strict=True):
             await _fetch(buildpack, material, into)
-        base = await material.images.find(plan.image, say, trusted=True)
+        base = await material.images.find(material.order, plan.image, say, trusted=True)
         packed = files.enter_context(tempfile.TemporaryFile())
         await asyncio.to_thread(_pack, material, fetched, packed)
         places = [f"{BELOW}/buildpacks/{number}" for number in range(1, len(fetched) + 1)]
         setup = Setup(
-            image=await material.images.find(plan.build_image, say, trusted=True),
+            image=await material.images.find(material.order, plan.build_image, say, trusted=True),
             command=("/bin/bash", f"{BELOW}/compile", _TOLD, *places),
             user=material.uid,
             group=material.uid,

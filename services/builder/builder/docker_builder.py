@@ -201,9 +201,19 @@ class DockerBuilder:
         except (Unavailable, TimeoutError):
             return None
 
-    async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
-        await self._bases.admit(reference, say, trusted=trusted)
-        found = await found_image(self._api, reference)
+    async def find(
+        self,
+        order: Order,
+        reference: str,
+        say: Say,
+        *,
+        trusted: bool = False,
+        login: RegistryLogin | None = None,
+    ) -> FoundImage:
+        own, _ = await self._bases.private(order, (reference,), login, say)
+        if not own:
+            await self._bases.admit(reference, say, trusted=trusted)
+        found = await found_image(self._api, own.get(reference, reference))
         if found is None:
             raise ProviderFailed(f"the image {reference} went away")
         return FoundImage(

@@ -183,8 +183,17 @@ class ImageBuilder(Protocol):
         """Whether the engine has an image, or a registry; None: nobody answers."""
         ...
 
-    async def find(self, reference: str, say: Say, *, trusted: bool = False) -> FoundImage:
-        """An image a build may stand on, pulled if need be. `trusted`: the administrator names it."""
+    async def find(
+        self,
+        order: Order,
+        reference: str,
+        say: Say,
+        *,
+        trusted: bool = False,
+        login: RegistryLogin | None = None,
+    ) -> FoundImage:
+        """An image a build may stand on, pulled if need be. `trusted`: the administrator names it. What the
+        app's log-in opens is found by this build alone."""
         ...
 
     def workshop(self, order: Order, setup: Setup) -> AbstractAsyncContextManager[Workshop]: ...

@@ -22,10 +22,10 @@ _CA = f"{cnb.PLATFORM}/ca.pem"
 async def make(plan: Lifecycle, material: Material, listed: Mapping[str, str]) -> Product:
     """`listed`: the Procfile, for what the builder's buildpacks do not know of."""
     say = material.say("build")
-    image = await material.images.find(plan.builder, say, trusted=plan.trusted)
+    image = await _find(plan.builder, plan, material)
     said = cnb.builder(plan.builder, image)
     await say("platform", f"The builder speaks platform API {said.api} and runs apps on {said.run_image}")
-    run = await material.images.find(said.run_image, say, trusted=plan.trusted)
+    run = await _find(said.run_image, plan, material)
     cnb.check_run_image(said, run)
     setup = Setup(
         image=image,
@@ -56,6 +56,14 @@ async def make(plan: Lifecycle, material: Material, listed: Mapping[str, str]) -
     for name, command in processes.items():
         await say("platform", f"Process {name}: {command}")
     return Product(built, processes)
+
+
+async def _find(name: str, plan: Lifecycle, material: Material) -> FoundImage:
+    # What the administrator offers is everybody's: nobody's own log-in is used for it.
+    login = None if plan.trusted else await material.login_for((name,))
+    return await material.images.find(
+        material.order, name, material.say("build"), trusted=plan.trusted, login=login
+    )
 
 
 async def _made(shop: Workshop, run: FoundImage) -> cnb.Made:

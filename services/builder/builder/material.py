@@ -9,11 +9,12 @@ import io
 import posixpath
 import tarfile
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from contracts.archive import ArchiveLimits, entries
+from contracts.credentials import RegistryLogin
 
 from builder import image_archive
 from builder.context import Survey
@@ -40,6 +41,8 @@ class Material:
     ca_bundle: bytes | None
     allow_private: bool
     say: Callable[[Step], Say]
+    # The app's own, where one of these images may need it.
+    login_for: Callable[[Collection[str]], Awaitable[RegistryLogin | None]]
 
     @property
     def largest(self) -> int:

@@ -25,6 +25,7 @@ from builder.image_builder import BuiltImage, Say, StepFailed
 from builder.repository import resolve
 
 MIB = 1024 * 1024
+CHECK_NAME = "Check its name and tag; for a private one, PUT …/credentials/registry sets a log-in."
 # Images of the platform itself, made on the engine and never pulled.
 OWN = "berth/"
 _APPS_NAME = re.compile(r"(^|/)app_[0-9a-z]{26}([:@]|$)")
@@ -197,7 +198,7 @@ def _too_large(largest: int) -> StepFailed:
 def _failed(reference: ImageReference | str, words: str, login: RegistryLogin | None) -> Exception:
     if is_ours(words):
         return ProviderFailed(f"{reference} could not be pulled: {words}")
-    hint = "Check its name and tag; for a private one, PUT …/credentials/registry sets a log-in."
+    hint = CHECK_NAME
     if login is not None:
         hint = "Check its name and tag, and the log-in that PUT …/credentials/registry sets."
     return StepFailed("source", f"the image {reference} could not be pulled: {words}", hint=hint)
