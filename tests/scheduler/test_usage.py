@@ -1,10 +1,12 @@
 """What instances use, as their nodes said it lately."""
 
+import pytest
 from contracts.events import AppChanged
 from contracts.ids import new_id
-from contracts.queries import Traffic, UsageOf
+from contracts.queries import SilentAfter, Traffic, UsageOf
 from contracts.reports import InstanceUsage, NodeTraffic, TrafficCount, VolumeUse
-from scheduler import traffic
+from contracts.workload import Process
+from scheduler import traffic, usage
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -29,6 +31,41 @@ async def test_the_newest_word_about_every_instance_counts_until_it_is_old(sched
     assert (await scheduler.bus.ask(UsageOf(workload=spec().id))).instances == ()
     scheduler.harness.clock.advance(120)
     assert (await scheduler.bus.ask(UsageOf(workload=app.id))).instances == ()
+
+
+async def test_silent_is_what_has_a_place_and_of_which_no_node_says_that_it_answers(
+    scheduler: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "_PAGE", 1)
+    await scheduler.joins("n1", "n2")
+    answers, ill, absent = spec(), spec(), spec()
+    # No request goes to these.
+    hidden = spec(processes={"worker": Process()})
+    for app in (answers, ill, absent, hidden):
+        await scheduler.harness.publish(AppChanged(spec=app))
+    await scheduler.harness.settle()
+
+    async def silent() -> set[str]:
+        found: list[str] = []
+        after: str | None = None
+        while True:
+            page = await scheduler.bus.ask(SilentAfter(after=after))
+            found += page.workloads
+            after = page.next
+            if after is None:
+                assert found == sorted(found)
+                return set(found)
+
+    assert await silent() == {answers.id, ill.id, absent.id}
+    at = scheduler.harness.clock.now()
+    said = (running(answers), running(ill).model_copy(update={"healthy": False}))
+    await scheduler.report(heartbeat("n2", sequence=2, at=at, instances=said))
+    assert await silent() == {ill.id, absent.id}
+    # One of several that answers is enough.
+    await scheduler.report(heartbeat("n1", sequence=2, at=at, instances=(running(ill),)))
+    assert await silent() == {absent.id}
+    scheduler.harness.clock.advance(120)
+    assert await silent() == {answers.id, ill.id, absent.id}
 
 
 async def test_requests_are_counted_once_whatever_becomes_of_the_reports(scheduler: Stage) -> None:

@@ -48,9 +48,10 @@ where u.at > %s order by held.key
 
 
 _SILENT = """
+with answering as (select unnest(u.answering) as workload from node_usage u where u.at > %s)
 select distinct p.workload from placement p
 where p.process = %s and p.leaving is null and (%s::text is null or p.workload > %s)
-    and p.workload not in (select unnest(u.answering) from node_usage u where u.at > %s)
+    and not exists (select from answering a where a.workload = p.workload)
 order by p.workload limit %s
 """
 _PAGE = 1000
@@ -95,7 +96,7 @@ def _volumes(report: NodeHeartbeat) -> dict[str, dict[str, list[int]]]:
 
 async def silent(runtime: Runtime, query: SilentAfter) -> SilentWorkloads:
     since = runtime.clock.now() - _FRESH
-    rows = await runtime.store.read(_SILENT, (ROUTED, query.after, query.after, since, _PAGE))
+    rows = await runtime.store.read(_SILENT, (since, ROUTED, query.after, query.after, _PAGE))
     found = tuple(row[0] for row in rows)
     return SilentWorkloads(workloads=found, next=found[-1] if len(found) == _PAGE else None)
 
