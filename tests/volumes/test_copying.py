@@ -93,6 +93,24 @@ async def test_a_copy_becomes_the_data_of_another_node_and_the_old_is_put_aside(
     assert (fleet.data("n2", open_) / "last").read_text() == "the last word"
 
 
+async def test_an_app_that_never_ran_goes_with_volumes_that_are_empty(fleet: Fleet) -> None:
+    one = volume(16)
+    app = spec(volumes=(one,), image="no-such-image:1")
+    await fleet.start("n1", "n2")
+    await fleet.want("n1", app, 1)
+    told = await fleet.harness.event(RolloutFinished)
+    assert not told.ok
+    assert not (fleet.volumes("n1") / "files" / app.id).exists()
+    await fleet.copied(app, "n1", "n2")
+    await fleet.want("n1", app, 2, 0, moving=True)
+    last = await fleet.copied(app, "n1", "n2", "final")
+    assert last.volumes == (one.id,)
+    assert last.taken_at is not None
+    runs = app.model_copy(update={"image": "app:1"})
+    await fleet.want("n2", runs, 2, 1, home=1, claim=CopyClaim(id=last.copy_id, taken_at=last.taken_at))
+    assert list((await fleet.exists(fleet.data("n2", one))).iterdir()) == []
+
+
 async def test_without_its_copy_a_node_makes_no_empty_volume(fleet: Fleet) -> None:
     one = volume()
     app = spec(volumes=(one,))

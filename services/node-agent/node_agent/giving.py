@@ -283,9 +283,19 @@ class Giver:
                 raise NotFound("the copy is not begun here")
             if session is not None:
                 await session.close()
+            await self._make_first(order.workload)
             session = await asyncio.to_thread(Session, self._site, order, self._folder)
             self._sessions[order.workload] = session
         return await self._of(session, ask)
+
+    async def _make_first(self, workload: str) -> None:
+        """The data of an app that has never run here is empty volumes, and goes as such."""
+        record, mounts = self._site.desired.get(workload), self._site.mounts
+        if record is None or not record.desired.spec.volumes or self._site.volumes.of(workload):
+            return
+        async with mounts.alone(workload):
+            await mounts.attach(record.desired)
+        await mounts.let_go(workload)
 
     async def _of(self, session: Session, ask: Ask) -> bytes:
         match ask.what:
