@@ -109,10 +109,11 @@ async def instance(name: str) -> AsyncIterator[str]:
         server.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 async def machines(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[list[tuple[Traefik, MeshPorts]]]:
+    """Ingresses of each test's own: one that has yet to read that files are gone answers for new ones."""
     made = []
     try:
         for _ in range(2):
@@ -132,8 +133,6 @@ async def pair(machines: list[tuple[Traefik, MeshPorts]]) -> tuple[Node, Node]:
     """One that runs what the other one only knows of."""
     nodes: dict[str, Node] = {}
     for name, (traefik, ports) in zip(("far", "near"), machines, strict=True):
-        for path in traefik.routes.iterdir():
-            path.unlink()
         nodes[name] = Node(name, traefik, ports, nodes)
         nodes[name].certify()
         await nodes[name].proxy.open()
@@ -283,6 +282,18 @@ async def test_a_new_certificate_costs_no_request(pair: tuple[Node, Node]) -> No
                 await asyncio.sleep(0.3)
             await load.more(100)
         assert load.failed == 0, {answer for answer in load.answers if answer[0] != 200}
+
+
+async def test_a_node_that_nobody_knows_any_more_takes_none_of_the_others_requests(
+    pair: tuple[Node, Node],
+) -> None:
+    far, near = pair
+    async with instance("one") as address:
+        workload = await told(far, near, address)
+        near.known[workload] = (("far", 1), ("third", 1))
+        assert await near.proxy.spread({workload: (HOST,)}) == set()
+        await asyncio.sleep(1)
+        assert await near.turns(20) == {"one": 20}
 
 
 async def test_a_change_of_one_of_many_writes_one_file(pair: tuple[Node, Node], tmp_path: Path) -> None:

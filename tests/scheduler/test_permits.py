@@ -57,8 +57,8 @@ async def test_a_node_may_pull_what_it_is_ordered_to_run(scheduler: Stage) -> No
     said = PullPermitFor(node="n1", image=image).model_dump_json().encode()
     reply = await scheduler.bus.client.request(f"{PullPermitFor.subject()}.n2", said, timeout=5)
     assert json.loads(reply.data)["error"]["kind"] == "InvalidInput"
-    asked = {s for s in node_user("n2")[0] if s.startswith("query.")}
-    assert asked == {f"{PullPermitFor.subject()}.n2", f"{KeepLines.subject()}.n2"}
+    questions = {s for s in node_user("n2")[0] if s.startswith("query.")}
+    assert questions == {f"{PullPermitFor.subject()}.n2", f"{KeepLines.subject()}.n2"}
 
     # What has gone from a node is none of its business any more.
     gone = newer(one, state="deleted")

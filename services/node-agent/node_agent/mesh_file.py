@@ -22,6 +22,8 @@ RETRY = "retry-elsewhere"
 _TEAPOT = 418
 _NODE = re.compile(r"[a-z0-9-]{1,40}")
 _REACHED = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):\d{1,5}")
+# Refuses at once, and so the next one is asked; a service without any server would answer itself, by 503.
+_NOBODY = "http://127.0.0.1:1"
 # Traefik passes over a node that does not answer only where all of a service's parts are checked. Instances
 # are checked by the agent: for Traefik the first check of one never comes.
 _NEVER = "87600h"
@@ -98,8 +100,9 @@ def http(mesh: Mesh) -> dict[str, Any]:
         "services": {
             _peer(node): {
                 "loadBalancer": {
-                    "servers": [] if address is None else [{"url": f"https://{_reached(address)}"}],
-                    **({} if mesh.credentials is None else {"serversTransport": _peer(node)}),
+                    "servers": [{"url": _NOBODY if address is None else f"https://{_reached(address)}"}],
+                    # Traefik drops whatever leads to a service whose transport there is not.
+                    **({} if address is None else {"serversTransport": _peer(node)}),
                     "healthCheck": check,
                 }
             }
