@@ -22,7 +22,7 @@ log = structlog.get_logger("builder.workshop")
 
 MIB = 1024 * 1024
 # Of a build, where a core that is promised to instances has 1024: what is promised goes first.
-CPU_WEIGHT = 102
+CPU_WEIGHT = 256
 CACHE = "/cache"
 _LONGEST_PART = 64 * 1024
 
