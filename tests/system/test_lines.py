@@ -116,7 +116,7 @@ async def test_what_an_instance_says_is_kept_in_order_also_when_it_is_gone(
     assert await texts(customer, app, stream="stderr") == []
     late = everything["lines"][-2]["at"]
     expected = [line["text"] for line in everything["lines"] if line["at"] >= late]
-    assert await texts(customer, app, since=late.replace("+", "%2B")) == expected
+    assert await texts(customer, app, since=late) == expected
     assert 0 < len(expected) < 5
 
 
@@ -236,9 +236,7 @@ async def test_the_administrator_reads_what_a_node_says(here: World) -> None:
         answer = await bus.ask(KeepLines(node="edge-9", pieces=(spoken,)))
         assert answer.kept == {AGENT: moment}
         found = await administrator.call("GET", "/api/admin/paas/nodes/edge-9/logs")
-        assert [(line["text"], line["at"]) for line in found["lines"]] == [
-            (said, "2023-11-14T22:13:20+00:00")
-        ]
+        assert [(line["text"], line["at"]) for line in found["lines"]] == [(said, "2023-11-14T22:13:20Z")]
 
 
 async def test_lines_are_forgotten_in_time_and_those_of_a_deleted_app_at_once(

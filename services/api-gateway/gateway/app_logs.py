@@ -156,7 +156,7 @@ async def _page(reader: "Reader", after: int | None, before: int | None, most: i
         raise InvalidInput("a page is `after` a line or `before` one, not both")
     found = await reader.earlier(before, most) if after is None else await reader.later(after, most)
     page = {"lines": found.lines, "next": found.next, "earlier": found.earlier}
-    return Response(orjson.dumps(page), media_type="application/json")
+    return Response(orjson.dumps(page, option=orjson.OPT_UTC_Z), media_type="application/json")
 
 
 def _stream(reader: "Reader", request: Request, after: int | None, most: int) -> Response:
@@ -177,7 +177,9 @@ async def _events(reader: "Reader", start: int | None, most: int) -> AsyncIterat
             while True:
                 if page.lines:
                     said_at = clock.monotonic()
-                    yield event_stream.logged((line["sequence"], orjson.dumps(line)) for line in page.lines)
+                    yield event_stream.logged(
+                        (line["sequence"], orjson.dumps(line, option=orjson.OPT_UTC_Z)) for line in page.lines
+                    )
                 if clock.monotonic() >= end or desk.closing.is_set():
                     break
                 if clock.monotonic() - said_at >= event_stream.KEEP_ALIVE:
