@@ -134,7 +134,9 @@ def test_a_line_that_is_too_long_is_cut_once(path: Path, opened: Opened) -> None
 
 
 def test_what_cannot_be_read_is_passed_over(path: Path, opened: Opened) -> None:
-    write(path, entry(1, "one\n"), b"\0" * 5000 + b"\n", b'{"log": 3}\n', b"[]\n", entry(2, "two\n"))
+    late = b'{"log": "never", "stream": "stdout", "time": "9999-01-02T03:04:05Z"}\n'
+    broken = (b"\0" * 5000 + b"\n", b'{"log": 3}\n', b"[]\n", late)
+    write(path, entry(1, "one\n"), *broken, entry(2, "two\n"))
     assert texts(opened(0).read(MOST)) == ["one", "two"]
 
 

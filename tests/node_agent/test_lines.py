@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from contracts.errors import Unavailable
+from contracts.errors import ProviderFailed, Unavailable
 from contracts.ids import new_id
 from contracts.lines import AGENT, KeepLines, Kept, Line, unpacked
 from node_agent.engine import Identity
@@ -22,6 +22,7 @@ class Platform:
         self.lines: dict[str, list[Line]] = {}
         self.refuses: set[str] = set()
         self.away = False
+        self.broken = False
         # So many answers are lost on their way.
         self.losing = 0
         self.asked = 0
@@ -32,6 +33,8 @@ class Platform:
         self.sizes.append(len(question.model_dump_json()))
         if self.away:
             raise Unavailable("gateway does not answer; try again")
+        if self.broken:
+            raise ProviderFailed("gateway failed; its log says why")
         for piece in question.pieces:
             if piece.instance in self.refuses or not piece.lines:
                 continue
@@ -151,6 +154,33 @@ async def test_last_words_are_kept_though_the_instance_is_gone(stage: Stage) -> 
     asked = stage.platform.asked
     await stage.rounds()
     assert stage.platform.asked == asked
+
+
+async def test_one_that_somebody_removed_is_followed_no_more(stage: Stage) -> None:
+    one, two = await stage.started(), await stage.started()
+    for identity in (one, two):
+        stage.lines.follow(identity, new=True)
+    await stage.rounds()
+    stage.engine.say(one.instance, "goodbye")
+    await stage.engine.vanish(one.instance)
+    assert stage.lines.followed() == {one.instance, two.instance}
+    await stage.lines.finish(one.instance)
+    assert stage.lines.followed() == {two.instance}
+    await stage.rounds()
+    assert stage.platform.said(one.instance)[-1] == "goodbye"
+
+
+async def test_a_platform_that_fails_is_asked_again_later(stage: Stage) -> None:
+    one = await stage.started()
+    stage.lines.follow(one, new=True)
+    stage.platform.broken = True
+    await stage.rounds()
+    asked = stage.platform.asked
+    await stage.lines.work()
+    assert stage.platform.asked == asked
+    stage.platform.broken = False
+    await stage.rounds()
+    assert stage.platform.said(one.instance) == [f"starting {one.instance}"]
 
 
 async def test_who_is_refused_is_followed_no_more_and_holds_up_nobody(stage: Stage) -> None:

@@ -21,6 +21,8 @@ _CUT = " … (the line is longer)"
 # Who is further behind goes on with the newest of it.
 _BEHIND_BYTES = 4 * 1024 * 1024
 _RESUME_BYTES = 256 * 1024
+# No clock is there yet, and it still fits where it is kept.
+_LATEST = 2**63
 # A line of the largest piece an engine makes of one, in JSON; longer without an end, it is none.
 _LONGEST = 1024 * 1024
 
@@ -167,7 +169,7 @@ class DockerLog:
         with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
             entry: dict[str, Any] = orjson.loads(text)
             at = moment(entry["time"])
-            if at > self._after:
+            if self._after < at < _LATEST:
                 # From the first one on all are: a clock may be set back.
                 self._after = -1
                 yield Line(at, "stderr" if entry["stream"] == "stderr" else "stdout", entry["log"])

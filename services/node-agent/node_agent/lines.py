@@ -101,8 +101,11 @@ class Lines:
                 identity.instance, identity.workload, place, kept=0 if new else None
             )
 
+    def followed(self) -> set[str]:
+        return {name for name, source in self._sources.items() if name != AGENT and not source.ended}
+
     async def finish(self, instance: str) -> None:
-        """It will be removed, and says nothing any more: what it has said is read to the end."""
+        """It will be removed, or has gone, and says nothing any more: what it has said is read to the end."""
         source = self._sources.get(instance)
         if source is None or source.ended:
             return
@@ -111,12 +114,13 @@ class Lines:
                 if source.kept is None:
                     await self._send([source])
                 await self._open(source)
-            except Unavailable as error:
+            except BerthError as error:
                 log.info("the last words are not read", instance=instance, error=error.message)
             if source.reader is not None:
                 await asyncio.to_thread(self._read_out, source)
                 source.reader.close()
             source.ended = True
+            self._mute.discard(instance)
             if not source.waiting:
                 self._sources.pop(instance, None)
             ended = [name for name, one in self._sources.items() if one.ended]
@@ -129,7 +133,7 @@ class Lines:
         async with self._sending:
             try:
                 await self._round()
-            except Unavailable as error:
+            except BerthError as error:
                 if not self._pause:
                     log.info("lines wait", error=error.message)
                 self._pause = min(max(_FIRST_PAUSE, self._pause * 2), _LONGEST_PAUSE)

@@ -175,6 +175,7 @@ class Node:
         site = self._site
         await site.engine.reassert()
         leaving, admitted = site.tenures.all_leaving(), site.tenures.all_admitted()
+        followed = site.lines.followed()
         found: defaultdict[str, list[Instance]] = defaultdict(list)
         everything = await site.engine.instances()
         for instance in everything:
@@ -186,7 +187,10 @@ class Node:
             self._adopt(workload, found[workload])
         for workload, keeper in self._keepers.items():
             keeper.compare(found[workload])
-        await site.tenures.lose(admitted, {instance.identity.instance for instance in everything})
+        present = {instance.identity.instance for instance in everything}
+        await site.tenures.lose(admitted, present)
+        for gone in followed - present:
+            await site.lines.finish(gone)
         site.tenures.seen_all()
 
     def _adopt(self, workload: str, instances: list[Instance]) -> None:
