@@ -159,13 +159,17 @@ def test_a_file_says_what_it_leads_to() -> None:
 def test_a_peer_that_cannot_be_reached_is_there_and_leads_nowhere() -> None:
     """A service that is missing would take every workload with it that leads there."""
     with_none = json.loads(render_common("x.invalid", [], "PEM", Mesh(7480, None, {"n2": "192.0.2.1:7443"})))
-    assert with_none["http"]["services"]["mesh-n2"]["loadBalancer"]["servers"] == []
+    # Refused at once, where a service without any server would answer in its place.
+    nobody = [{"url": "http://127.0.0.1:1"}]
+    assert with_none["http"]["services"]["mesh-n2"]["loadBalancer"]["servers"] == nobody
     assert "tcp" not in with_none
     credentials = Credentials("/mesh/own.pem", "/mesh/authority.pem")
     peers = {"n2": None, "n3": "[2001:db8::1]:7443"}
     common = json.loads(render_common("x.invalid", ["sh"], "PEM", Mesh(7480, credentials, peers)))
     services = common["http"]["services"]
-    assert services["mesh-n2"]["loadBalancer"]["servers"] == []
+    assert services["mesh-n2"]["loadBalancer"]["servers"] == nobody
+    assert "mesh-n2" not in common["http"]["serversTransports"]
+    assert "serversTransport" not in services["mesh-n2"]["loadBalancer"]
     assert services["mesh-n3"]["loadBalancer"]["servers"] == [{"url": "https://[2001:db8::1]:7443"}]
     assert common["http"]["serversTransports"]["mesh-n3"]["serverName"] == "n3.mesh.berth.invalid"
     asked = common["tls"]["options"][common["tcp"]["routers"]["mesh"]["tls"]["options"]]
