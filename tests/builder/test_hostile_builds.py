@@ -193,7 +193,7 @@ async def neighbour(docker: DockerBuilder, api: EngineApi) -> AsyncIterator[str]
                 return f"{address}:8000"
             return None
 
-        yield await eventually(listening, what="the other build")
+        yield await eventually(listening, seconds=60, what="the other build")
         assert not other.done()
     finally:
         other.cancel()

@@ -168,14 +168,10 @@ class Platform(RuleBasedStateMachine):
         node = self.a_node(data)
         node.closed, node.draining = "drained", True
         self.changed(node.name)
-        for demand in self.wanted.values():
-            self.carry_out(demand)
-            for old in [p for p in self.placed[demand.workload] if p.relieved_by is not None]:
-                assert old.relieved_by is not None
-                if self.nodes[old.relieved_by].online:
-                    self.is_relieved(demand.workload, old)
-            for old in [p for p in self.placed[demand.workload] if p.leaving]:
-                self.leaves(demand.workload, old)
+        # More than once, as it is looked at until all is gone: what one leaves free another one finds.
+        for _ in range(3):
+            for demand in self.wanted.values():
+                self.give_away(demand)
         for workload, placed in self.placed.items():
             demand = self.wanted[workload]
             for here in placed:
@@ -186,6 +182,15 @@ class Platform(RuleBasedStateMachine):
                     continue
                 plan = make_plan(demand, placed, self.fleet())
                 assert plan.blocked, "only what has nowhere to go stays on a node that is drained"
+
+    def give_away(self, demand: Demand) -> None:
+        self.carry_out(demand)
+        for old in [p for p in self.placed[demand.workload] if p.relieved_by is not None]:
+            assert old.relieved_by is not None
+            if self.nodes[old.relieved_by].online:
+                self.is_relieved(demand.workload, old)
+        for old in [p for p in self.placed[demand.workload] if p.leaving]:
+            self.leaves(demand.workload, old)
 
     def carry_out(self, demand: Demand) -> None:
         placed = self.placed.setdefault(demand.workload, [])

@@ -126,7 +126,7 @@ class Fleet:
         for node in nodes:
             await self.bus.bucket("copies").delete(f"{node}.{of.id}")
 
-    async def complete(self, order: CopyOrder, taker: str, seconds: float = 30) -> CopyState:
+    async def complete(self, order: CopyOrder, taker: str, seconds: float = 90) -> CopyState:
         async def look() -> CopyState | None:
             found = self.states.get((taker, order.id))
             return found if found is not None and found.phase == "complete" else None
