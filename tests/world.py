@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import pytest
 from builder.app import create as create_builder
 from builder.settings import BuilderSettings
 from contracts.queries import AllNodes
@@ -25,7 +26,7 @@ from runtime.runtime import Runtime
 from runtime.service import Service
 
 from tests.customer import Customer
-from tests.harness import Harness, eventually, free_port
+from tests.harness import Harness, Servers, eventually, free_port, open_harness
 from tests.ports.fake_engine import FakeEngine
 from tests.ports.fake_image_builder import FakeImageBuilder
 
@@ -164,3 +165,16 @@ async def world(harness: Harness, folder: Path) -> AsyncIterator[World]:
         yield opened
     finally:
         await opened.end()
+
+
+@asynccontextmanager
+async def world_of(name: str, running: Servers, folders: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """One that all tests of a module share."""
+    folder = folders.mktemp(name)
+    harness = await open_harness(running, name, folder)
+    try:
+        async with world(harness, folder) as opened:
+            yield opened
+            await harness.close_services()
+    finally:
+        await harness.close()

@@ -238,6 +238,6 @@ SAMPLES: tuple[Model, ...] = (
         volumes=(fixed("vol"),),
         frozen_ms=80,
     ),
-    reports.LinesKept(of=APP, last=7),
+    reports.LinesKept(of=APP),
     reports.CopiesHeld(node="n2", after=fixed("app"), copies=(reports.HeldCopy(workload=APP, taken_at=AT),)),
 )

@@ -117,8 +117,8 @@ async def victim(here: World) -> dict[str, str]:
         theirs = {"subject": app, "organization": customer.organization}
         tx.add(tables.LineSourceRow(node="n1", instance="ins", kept=1, was=0, **theirs))
         tx.add(tables.LineHeadRow(last=1, bytes=1, **theirs))
-        piece = tables.PieceRow(first=1, node="n1", instance="ins", process="web.1", **theirs)
-        piece.lines, piece.first_at, piece.last_at = 1, at, at
+        piece = tables.PieceRow(first=1, instance="ins", process="web.1", **theirs)
+        piece.lines, piece.last_at = 1, at
         piece.body = packed([Line(1, "stdout", "theirs")])
         tx.add(piece)
         ticket.user_id, ticket.target, ticket.expires_at = "usr", {}, here.harness.clock.now()

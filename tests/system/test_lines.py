@@ -15,20 +15,14 @@ from gateway import lines
 
 from tests.customer import Customer, Refused, hello
 from tests.gateway.world import door
-from tests.harness import Servers, ShiftedClock, eventually, open_harness
-from tests.world import ADMIN, World, world
+from tests.harness import Servers, ShiftedClock, eventually
+from tests.world import ADMIN, World, world_of
 
 
 @pytest.fixture(scope="module")
 async def here(running: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("lines")
-    harness = await open_harness(running, "lines", folder)
-    try:
-        async with world(harness, folder) as opened:
-            yield opened
-            await harness.close_services()
-    finally:
-        await harness.close()
+    async with world_of("lines", running, tmp_path_factory) as opened:
+        yield opened
 
 
 @pytest.fixture

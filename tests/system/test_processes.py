@@ -9,20 +9,14 @@ from contracts.events import InstanceStarted, InstanceStopped
 from contracts.ids import new_id
 
 from tests.customer import Customer, Refused, archive
-from tests.harness import Servers, eventually, open_harness
-from tests.world import World, world
+from tests.harness import Servers, eventually
+from tests.world import World, world_of
 
 
 @pytest.fixture(scope="module")
 async def here(running: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("processes")
-    harness = await open_harness(running, "processes", folder)
-    try:
-        async with world(harness, folder) as opened:
-            yield opened
-            await harness.close_services()
-    finally:
-        await harness.close()
+    async with world_of("processes", running, tmp_path_factory) as opened:
+        yield opened
 
 
 @pytest.fixture

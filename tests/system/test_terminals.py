@@ -12,20 +12,14 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.customer import Customer, Refused, hello
 from tests.gateway.world import door
-from tests.harness import Servers, eventually, open_harness
-from tests.world import World, world
+from tests.harness import Servers, eventually
+from tests.world import World, world_of
 
 
 @pytest.fixture(scope="module")
 async def here(running: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("terminals")
-    harness = await open_harness(running, "terminals", folder)
-    try:
-        async with world(harness, folder) as opened:
-            yield opened
-            await harness.close_services()
-    finally:
-        await harness.close()
+    async with world_of("terminals", running, tmp_path_factory) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,6 @@ class Piece(Model):
     upto: Nanoseconds
     # None of them: how far it has come is what is asked.
     lines: Annotated[int, Field(ge=0, le=PIECE_LINES)]
-    first_at: Nanoseconds = 0
     body: Annotated[bytes, Field(max_length=MOST_BYTES)] = b""
 
 

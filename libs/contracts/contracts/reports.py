@@ -204,7 +204,6 @@ class LinesKept(Report):
 
     name = "lines.kept"
     of: AppId | NodeName
-    last: Annotated[int, Field(ge=1)]
 
     def subject(self) -> str:
         return f"{self.name}.{self.of}"

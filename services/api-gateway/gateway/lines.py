@@ -7,21 +7,19 @@ lost with a database that fails: then its node hears how far it is, and hands it
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import NamedTuple
 
 from contracts.errors import InvalidInput
 from contracts.lines import KeepLines, Kept, Piece
 from contracts.queries import Places, PlacesOf
 from contracts.reports import LinesKept
-from psycopg import AsyncConnection
-from runtime.store import PLATFORM, Tx
+from runtime.store import PLATFORM
 
 from gateway.desk import Desk
 
-_KNOWN = """
-select instance, subject, kept from line_source where node = %s and instance = any(%s)
-"""
-
+_KNOWN = (
+    "select instance, subject, organization, kept from line_source where node = %s and instance = any(%s)"
+)
 _OWNERS = "select id, organization from workload where id = any(%s)"
 
 # Heads are locked in one order by everybody.
@@ -29,10 +27,9 @@ _KEEP = """
 with told as (
     select * from unnest(
         %(instances)s::text[], %(subjects)s::text[], %(organizations)s::text[], %(processes)s::text[],
-        %(after)s::bigint[], %(upto)s::bigint[], %(lines)s::int[], %(first_at)s::timestamptz[],
-        %(last_at)s::timestamptz[], %(bodies)s::bytea[]
-    ) with ordinality as t(instance, subject, organization, process, after, upto, lines, first_at, last_at,
-        body, place)
+        %(after)s::bigint[], %(upto)s::bigint[], %(lines)s::int[], %(last_at)s::timestamptz[],
+        %(bodies)s::bytea[]
+    ) with ordinality as t(instance, subject, organization, process, after, upto, lines, last_at, body, place)
 ), counted as (
     insert into line_source as s (node, instance, subject, organization, kept, was)
     select %(node)s, instance, subject, organization, upto, after from told
@@ -50,14 +47,12 @@ with told as (
     on conflict (subject) do update set last = h.last + excluded.last, bytes = h.bytes + excluded.bytes
     returning h.subject, h.last
 ), written as (
-    insert into piece (
-        subject, first, organization, node, instance, process, lines, first_at, last_at, body
-    )
-    select t.subject, head.last - t.together + t.before + 1, t.organization, %(node)s, t.instance,
-        t.process, t.lines, t.first_at, t.last_at, t.body
+    insert into piece (subject, first, organization, instance, process, lines, last_at, body)
+    select t.subject, head.last - t.together + t.before + 1, t.organization, t.instance, t.process, t.lines,
+        t.last_at, t.body
     from taken t join head using (subject)
 )
-select subject, last, array(select instance from counted) from head
+select instance, subject from taken
 """
 
 _OLD = "delete from piece where last_at < %s"
@@ -67,11 +62,8 @@ _TOO_MUCH = """
 with large as (select subject from line_head where bytes > %(most)s), counted as (
     select p.subject, p.first, sum(length(p.body)) over (partition by p.subject order by p.first desc) as upto
     from piece p join large using (subject)
-), gone as (
-    delete from piece p using counted c
-    where p.subject = c.subject and p.first = c.first and c.upto > %(most)s returning p.subject
 )
-select count(*) from gone
+delete from piece p using counted c where p.subject = c.subject and p.first = c.first and c.upto > %(most)s
 """
 _WEIGHED = """
 update line_head h set bytes = coalesce(
@@ -91,33 +83,42 @@ async def keep(desk: Desk, question: KeepLines) -> Kept:
     node = question.node
     if len({piece.instance for piece in question.pieces}) < len(question.pieces):
         raise InvalidInput("one instance has one piece in a message")
-    async with desk.store.transaction(PLATFORM) as tx:
-        connection = await tx.connection()
-        known = await _rows(connection, _KNOWN, (node, [piece.instance for piece in question.pieces]))
-        kept = {instance: int(moment) for instance, _, moment in known}
-        subjects: dict[str, str] = {instance: subject for instance, subject, _ in known}
-        wanted = {p.workload for p in question.pieces if p.workload is not None}
-        owners: dict[str, str] = dict(await _rows(connection, _OWNERS, (list(wanted),)))
-    new = {piece.workload for piece in question.pieces if piece.instance not in subjects}
-    ordered = {workload for workload in owners if workload in new and await _runs(desk, workload, node)}
+    known = await _known(desk, node, [piece.instance for piece in question.pieces])
+    new = {p.workload for p in question.pieces if p.workload is not None and p.instance not in known}
+    owners: dict[str, str] = dict(await desk.store.look(_OWNERS, (list(new),))) if new else {}
+    ordered = {workload for workload in owners if await _runs(desk, workload, node)}
 
     def allowed(piece: Piece) -> bool:
-        if piece.instance in subjects:
-            return subjects[piece.instance] == (piece.workload or node)
+        if piece.instance in known:
+            return known[piece.instance].subject == (piece.workload or node)
         return piece.workload is None or piece.workload in ordered
 
     pieces = [piece for piece in question.pieces if allowed(piece)]
     heard = {piece.instance for piece in pieces}
+    kept = {instance: source.kept for instance, source in known.items() if instance in heard}
     if full := [piece for piece in pieces if piece.lines and piece.body]:
-        async with desk.store.transaction(PLATFORM) as tx:
-            now, grown = await _keep(tx, node, full, owners)
-        kept |= now
-        for subject, last in grown.items():
-            await desk.bus.report(LinesKept(of=subject, last=last))
+        owners |= {source.subject: source.organization for source in known.values() if source.organization}
+        taken = await _keep(desk, node, full, owners)
+        for subject in set(taken.values()):
+            await desk.bus.report(LinesKept(of=subject))
+        kept |= {piece.instance: piece.upto for piece in full if piece.instance in taken}
+        if left := [piece.instance for piece in full if piece.instance not in taken]:
+            # Somebody was quicker, such as the same piece a moment ago.
+            kept |= {instance: source.kept for instance, source in (await _known(desk, node, left)).items()}
     return Kept(
-        kept={piece.instance: kept.get(piece.instance, 0) for piece in pieces},
+        kept={instance: kept.get(instance, 0) for instance in heard},
         refused=tuple(piece.instance for piece in question.pieces if piece.instance not in heard),
     )
+
+
+class _Source(NamedTuple):
+    subject: str
+    organization: str | None
+    kept: int
+
+
+async def _known(desk: Desk, node: str, instances: list[str]) -> dict[str, _Source]:
+    return {row[0]: _Source(*row[1:]) for row in await desk.store.look(_KNOWN, (node, instances))}
 
 
 async def _runs(desk: Desk, workload: str, node: str) -> bool:
@@ -125,13 +126,8 @@ async def _runs(desk: Desk, workload: str, node: str) -> bool:
     return node in {place.node for place in answer.places}
 
 
-async def _keep(
-    tx: Tx, node: str, pieces: list[Piece], owners: dict[str, str]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """How far each of these instances is now, and the newest line of each subject that has grown."""
-    connection = await tx.connection()
-    # It is on the disk a moment later: what its loss costs is handed over again.
-    await connection.execute("set local synchronous_commit = off")
+async def _keep(desk: Desk, node: str, pieces: list[Piece], owners: dict[str, str]) -> dict[str, str]:
+    """Instance -> subject, of those pieces that are kept by now."""
     told = {
         "node": node,
         "instances": [p.instance for p in pieces],
@@ -141,17 +137,14 @@ async def _keep(
         "after": [p.after for p in pieces],
         "upto": [p.upto for p in pieces],
         "lines": [p.lines for p in pieces],
-        "first_at": [moment_of(p.first_at) for p in pieces],
         "last_at": [moment_of(p.upto) for p in pieces],
         "bodies": [p.body for p in pieces],
     }
-    grown = await _rows(connection, _KEEP, told)
-    taken = set(grown[0][2]) if grown else set()
-    kept = {piece.instance: piece.upto for piece in pieces if piece.instance in taken}
-    rest = [piece.instance for piece in pieces if piece.instance not in taken]
-    if rest:
-        kept |= {instance: int(k) for instance, _, k in await _rows(connection, _KNOWN, (node, rest))}
-    return kept, {subject: int(last) for subject, last, _ in grown}
+    async with desk.store.transaction(PLATFORM) as tx:
+        connection = await tx.connection()
+        # It is on the disk a moment later: what its loss costs is handed over again.
+        await connection.execute("set local synchronous_commit = off")
+        return dict(await (await connection.execute(_KEEP, told, prepare=True)).fetchall())
 
 
 async def forget(desk: Desk) -> None:
@@ -171,7 +164,3 @@ async def forget(desk: Desk) -> None:
 def moment_of(nanoseconds: int) -> datetime:
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
-
-
-async def _rows(connection: AsyncConnection[Any], statement: str, parameters: Any) -> list[tuple[Any, ...]]:
-    return await (await connection.execute(statement, parameters, prepare=True)).fetchall()

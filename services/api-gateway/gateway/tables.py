@@ -431,11 +431,9 @@ class PieceRow(Base):
     subject: Mapped[str] = mapped_column(primary_key=True)
     first: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     organization: Mapped[str | None]
-    node: Mapped[str]
     instance: Mapped[str]
     process: Mapped[str]
     lines: Mapped[int]
-    first_at: Mapped[datetime]
     last_at: Mapped[datetime]
     body: Mapped[bytes] = mapped_column(LargeBinary)
     __table_args__ = (Index("piece_last_at", "last_at"),)

@@ -222,7 +222,6 @@ class Lines:
                 # Of two with the same moments the second would be taken for the first.
                 upto=max(after + 1, lines[-1].at),
                 lines=len(lines),
-                first_at=lines[0].at,
                 body=body,
             )
         )

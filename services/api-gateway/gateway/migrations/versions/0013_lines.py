@@ -34,11 +34,9 @@ def upgrade() -> None:
         sa.Column("subject", sa.Text, primary_key=True),
         sa.Column("first", sa.BigInteger, primary_key=True),
         sa.Column("organization", sa.Text),
-        sa.Column("node", sa.Text, nullable=False),
         sa.Column("instance", sa.Text, nullable=False),
         sa.Column("process", sa.Text, nullable=False),
         sa.Column("lines", sa.Integer, nullable=False),
-        sa.Column("first_at", MOMENT, nullable=False),
         sa.Column("last_at", MOMENT, nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
     )
