@@ -6,6 +6,8 @@ everybody else; `eventually` waits for what asynchronous parts promise.
 
 import asyncio
 import ipaddress
+import itertools
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -55,11 +57,25 @@ def address_of(network: Any) -> str:
     return str(config.get("Gateway") or next(ipaddress.ip_network(config["Subnet"]).hosts()))
 
 
+def _ports() -> Iterator[int]:
+    """Below those the kernel gives to connections: such a one would be taken before its server listens."""
+    low, high = 21_000, 31_000
+    start = low + os.getpid() * 61 % (high - low)
+    for port in itertools.chain(range(start, high), range(low, start)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
+
+
+_free = _ports()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port nobody listens on, never the same one twice."""
+    return next(_free)
 
 
 def bus_config() -> str:

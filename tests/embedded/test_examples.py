@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.harness import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -25,7 +26,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("example", ["hello-python", "hello-dockerfile"])
-def test_it_listens_on_its_port_and_ends_when_asked(example: str, free_port: Callable[[], int]) -> None:
+def test_it_listens_on_its_port_and_ends_when_asked(example: str) -> None:
     port = free_port()
     app = subprocess.Popen(
         [sys.executable, "app.py"],

@@ -2,7 +2,7 @@ import io
 import os
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from embedded.installation import Installation, build_ca_bundle
 from embedded.settings import EmbeddedSettings
 from embedded.web import Api, Refused
 from runtime.settings import RuntimeSettings
+
+from tests.harness import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +163,6 @@ def test_a_refusal_of_the_api_is_passed_on_in_its_words(refusing_api: int) -> No
         Api(f"http://127.0.0.1:{refusing_api}").log_in("admin@berth.localhost", "x")
 
 
-def test_an_app_that_does_not_answer_is_one_line(free_port: Callable[[], int]) -> None:
+def test_an_app_that_does_not_answer_is_one_line() -> None:
     with pytest.raises(Unavailable, match=r"http://hello.localhost:1 does not answer \(.*refused"):
         first_app.wait_for("http://hello.localhost:1", f"http://127.0.0.1:{free_port()}", seconds=0.2)

@@ -22,7 +22,7 @@ def taken() -> Iterator[int]:
 def wanted() -> Ports:
     # Eight neighbours in a row that nobody uses.
     names = ("http", "api", "ops", "postgres", "nats", "ping", "mesh", "here")
-    for start in range(21000, 31000, 8):
+    for start in range(31000, 32000, 8):
         if all(free("127.0.0.1", port) for port in range(start, start + 8)):
             break
     return Ports(**{name: start + number for number, name in enumerate(names)})

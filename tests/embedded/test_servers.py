@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,7 +17,7 @@ from embedded.nats import Nats
 from embedded.postgres import Postgres
 from embedded.traefik import Traefik
 
-FreePort = Callable[[], int]
+from tests.harness import free_port
 
 PASSWORD = "a pass/word: with%everything'"
 
@@ -27,7 +27,7 @@ def may_do_anything(user: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> Iterator[Postgres]:
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server = Postgres(tmp_path_factory.mktemp("postgres") / "postgres", free_port(), PASSWORD)
     server.start()
     server.wait_ready()
@@ -36,7 +36,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> I
 
 
 @pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> Iterator[Nats]:
+def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
     server = Nats(tmp_path_factory.mktemp("nats") / "nats", free_port(), may_do_anything("first"))
     server.start()
     server.wait_ready()
@@ -45,7 +45,7 @@ def bus(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def traefik(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> Iterator[Traefik]:
+def traefik(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traefik]:
     server = Traefik(tmp_path_factory.mktemp("traefik") / "traefik", free_port(), free_port())
     server.start()
     server.wait_ready()
@@ -151,7 +151,7 @@ def test_postgres_lets_nobody_in_without_the_password(postgres: Postgres) -> Non
         Postgres(postgres.folder, postgres.port, "another").ready()
 
 
-def test_postgres_begins_again_when_the_first_start_was_cut_off(tmp_path: Path, free_port: FreePort) -> None:
+def test_postgres_begins_again_when_the_first_start_was_cut_off(tmp_path: Path) -> None:
     folder = tmp_path / "postgres"
     (folder / "data.new" / "base").mkdir(parents=True)
     server = Postgres(folder, free_port(), PASSWORD)

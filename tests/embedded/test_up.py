@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ import httpx
 import pytest
 from embedded.engine import Engine
 from embedded.web import get
+
+from tests.harness import free_port
 
 PREFIX = "btup"
 HOST = Engine(Path("unused")).host
@@ -90,7 +92,7 @@ class Operator:
 
 
 @pytest.fixture
-def operator(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Operator]:
+def operator(tmp_path: Path) -> Iterator[Operator]:
     operator = Operator(
         state=tmp_path / "state",
         settings={
