@@ -251,7 +251,7 @@ class Harness:
         return found
 
     async def event(
-        self, kind: type[E], where: Callable[[E], bool] = lambda _: True, seconds: float = 10
+        self, kind: type[E], where: Callable[[E], bool] = lambda _: True, seconds: float = 30
     ) -> E:
         """The first event of a kind that fits, once it is there."""
 
@@ -260,7 +260,7 @@ class Harness:
 
         return await eventually(look, seconds=seconds, what=kind.name)
 
-    async def settle(self, seconds: float = 10) -> None:
+    async def settle(self, seconds: float = 30) -> None:
         """Until every outbox is empty and every consumer has handled what there is."""
 
         async def quiet() -> bool:
@@ -309,7 +309,7 @@ def _node_events() -> set[str]:
 
 
 async def eventually(
-    look: Callable[[], Awaitable[T | None]], *, seconds: float = 10, what: str = "it", every: float = 0.02
+    look: Callable[[], Awaitable[T | None]], *, seconds: float = 30, what: str = "it", every: float = 0.02
 ) -> T:
     """What `look` finds as soon as it finds something true; fails with `what` after `seconds`."""
     loop = asyncio.get_running_loop()

@@ -119,7 +119,7 @@ class Gateway:
             "builder", lambda runtime: create(runtime, images, chosen), alias=alias
         )
 
-    async def finished(self, request: DeploymentRequested, seconds: float = 15) -> BuildFinished:
+    async def finished(self, request: DeploymentRequested, seconds: float = 30) -> BuildFinished:
         return await self.harness.event(
             BuildFinished, lambda event: event.deployment == request.deployment, seconds
         )

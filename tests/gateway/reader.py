@@ -58,7 +58,7 @@ class Reader:
         task = asyncio.create_task(self.read())
         try:
             yield task
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 await task
         finally:
             task.cancel()

@@ -16,7 +16,7 @@ async def test_a_stream_ends_itself_and_says_so(harness: Harness) -> None:
         deployment = await building(here, customer, "long-one")
         await here.log(deployment, 1, live=False)
         reader = Reader(customer, deployment)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await reader.read()
         assert reader.kinds == ["status", "reconnect"]
         await here.log(deployment, 2, live=False)

@@ -141,4 +141,4 @@ async def test_a_reader_who_leaves_leaves_nothing_behind(here: World, customer: 
     async def none_left() -> bool:
         return await subscriptions(here) == 0
 
-    await eventually(none_left, seconds=5, what="the end of the subscriptions")
+    await eventually(none_left, what="the end of the subscriptions")

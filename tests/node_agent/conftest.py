@@ -147,7 +147,7 @@ class World:
     async def get(self, hostname: str) -> tuple[int, str]:
         return await get(self.traefik.port, hostname)
 
-    async def answers(self, hostname: str, text: str, seconds: float = 10) -> None:
+    async def answers(self, hostname: str, text: str, seconds: float = 30) -> None:
         async def look() -> bool:
             status, body = await self.get(hostname)
             return status == 200 and text in body

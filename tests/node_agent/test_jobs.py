@@ -39,7 +39,7 @@ async def give(world: World, wanted: NodeJob) -> NodeJob:
     return wanted
 
 
-async def ended(world: World, wanted: NodeJob, seconds: float = 10) -> JobFinished:
+async def ended(world: World, wanted: NodeJob, seconds: float = 30) -> JobFinished:
     return await world.harness.event(JobFinished, lambda e: e.job == wanted.job.id, seconds=seconds)
 
 
@@ -85,7 +85,7 @@ async def test_its_lines_come_while_it_runs(world: World) -> None:
     await world.start()
     async with world.bus.subscribe(JobOutput, NODE) as heard:
         wanted = await give(world, job(world, "echo early; sleep 1000"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             report = await heard.get()
         assert (report.job, report.lines[0].text) == (wanted.job.id, "early")
     await give(world, wanted.model_copy(update={"cancelled": True}))

@@ -23,7 +23,7 @@ async def run(hands: Hands, **changes: object) -> Instance:
     return instance
 
 
-async def answers(instance: Instance, seconds: float = 10) -> None:
+async def answers(instance: Instance, seconds: float = 30) -> None:
     identity = instance.identity
 
     async def look() -> bool:
@@ -269,7 +269,7 @@ async def test_a_terminal_is_talked_to_from_the_first_moment(hands: Hands) -> No
     await session.resize(40, 100)
     await session.write(b"typed\n")
     said = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while b"typed" not in said:
             chunk = await session.read()
             assert chunk is not None

@@ -25,7 +25,7 @@ async def connected(harness: Harness, user: str) -> Bus:
 
 
 async def take(changes: AsyncIterator[Change | None]) -> Change | None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         return await anext(changes)
 
 

@@ -70,7 +70,7 @@ async def turned_away(stage: Stage, user: str, key: str) -> bool:
         await reader.readline()
         words = json.dumps({"user": user, "pass": key, "verbose": False})
         writer.write(f"CONNECT {words}\r\nPING\r\n".encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             answer = await reader.readline()
         assert answer.startswith((b"PONG", b"-ERR 'Authorization Violation'")), answer
         return not answer.startswith(b"PONG")

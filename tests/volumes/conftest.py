@@ -139,14 +139,14 @@ class Fleet:
         await self.forget(of, giver, taker)
         return done
 
-    async def exists(self, path: Path, seconds: float = 10) -> Path:
+    async def exists(self, path: Path, seconds: float = 30) -> Path:
         async def look() -> bool:
             return await asyncio.to_thread(path.exists)
 
         await eventually(look, seconds=seconds, what=str(path))
         return path
 
-    async def gone(self, path: Path, seconds: float = 10) -> None:
+    async def gone(self, path: Path, seconds: float = 30) -> None:
         async def look() -> bool:
             return not await asyncio.to_thread(path.exists)
 
