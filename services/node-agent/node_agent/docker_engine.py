@@ -265,12 +265,16 @@ class DockerEngine:
         return tuple(
             instance
             for one in found
-            if labels.JOB not in one["Labels"] and (instance := _instance(one)) is not None
+            if (instance := _instance(one)) is not None and instance.identity.job is None
         )
 
     async def jobs(self) -> tuple[Instance, ...]:
         found = await self._call(lambda client: self._containers(client, labels.JOB))
-        return tuple(instance for one in found if (instance := _instance(one)) is not None)
+        return tuple(
+            instance
+            for one in found
+            if (instance := _instance(one)) is not None and instance.identity.job is not None
+        )
 
     async def ending(self, instance: str) -> Ending | None:
         state = (await self._call(lambda client: client.inspect_container(self._name(instance))))["State"]
@@ -279,10 +283,8 @@ class DockerEngine:
         return Ending(int(state["ExitCode"]), bool(state["OOMKilled"]))
 
     def _containers(self, client: Any, *more: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = client.containers(
-            all=True, filters={"label": [*self._filters(), *more]}
-        )
-        return found
+        found = client.containers(all=True, filters={"label": [*self._filters(), *more]})
+        return [one for one in found if labels.ours(self._prefix, one)]
 
     async def lines(self, instance: str, after: int) -> DockerLog:
         found = await self._call(lambda client: client.inspect_container(self._name(instance)))
@@ -392,8 +394,8 @@ class DockerEngine:
             starved: set[str] = set()
             while (event := await queue.get()) is not None:
                 attributes = event["Actor"]["Attributes"]
-                instance = attributes[labels.INSTANCE]
-                if labels.JOB in attributes:
+                instance = attributes.get(labels.INSTANCE, "")
+                if attributes["name"] != self._name(instance) or attributes.get(labels.JOB):
                     continue
                 if event["Action"] == _OUT_OF_MEMORY:
                     starved.add(instance)
@@ -415,7 +417,7 @@ class DockerEngine:
         raise Unavailable("the container engine ended its stream of events")
 
     def _name(self, instance: str) -> str:
-        return f"{self._prefix}-{instance}"
+        return labels.name_of(self._prefix, instance)
 
     def _filters(self) -> list[str]:
         return [f"{key}={value}" for key, value in self._own.items()]

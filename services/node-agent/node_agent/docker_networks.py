@@ -10,8 +10,12 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from node_agent import labels
 from node_agent.addresses import free_address, free_subnet, routes_of
+
+log = structlog.get_logger("node-agent.networks")
 
 _ROUTES = Path("/proc/net/route")
 _INTERFACES = Path("/sys/class/net")
@@ -43,8 +47,7 @@ class Networks:
 
     def address(self, client: Any, network: Network, instance: str) -> IPv4Address:
         """A free one. What a container had been given is in its labels, also while it does not run."""
-        members = client.containers(all=True, filters={"label": [labels.ADDRESS, *self._filters()]})
-        given = (IPv4Address(member["Labels"][labels.ADDRESS]) for member in members)
+        given = (IPv4Address(member["Labels"][labels.ADDRESS]) for member in self._members(client))
         return free_address(network.subnet, given, instance)
 
     def bridges(self, client: Any) -> list[str]:
@@ -57,9 +60,7 @@ class Networks:
             if (_INTERFACES / network.bridge).exists():
                 continue
             organization = found["Labels"][labels.ORGANIZATION]
-            members = client.containers(
-                all=True, filters={"label": [f"{labels.ORGANIZATION}={organization}", *self._filters()]}
-            )
+            members = self._members(client, f"{labels.ORGANIZATION}={organization}")
             for member in members:
                 client.disconnect_container_from_network(member["Id"], found["Id"], force=True)
             client.remove_network(found["Id"])
@@ -71,11 +72,20 @@ class Networks:
     def forget_unused(self, client: Any) -> None:
         """The network of an organization goes some time after its last instance here: it is made anew, with
         its rules, in a quarter of a second, which a restart or the next release need not wait for."""
-        members = client.containers(all=True, filters={"label": self._filters()})
-        used = {member["Labels"].get(labels.ORGANIZATION) for member in members}
+        from docker.errors import APIError
+
+        used = {member["Labels"].get(labels.ORGANIZATION) for member in self._members(client)}
         for found in self._list(client):
             if found["Labels"].get(labels.ORGANIZATION) not in used:
-                client.remove_network(found["Id"])
+                try:
+                    client.remove_network(found["Id"])
+                except APIError as error:
+                    # Somebody's own container is in it, or the engine believes so: everything else goes on.
+                    log.warning("a network nobody needs stays", network=found["Name"], error=str(error))
+
+    def _members(self, client: Any, *more: str) -> list[dict[str, Any]]:
+        found = client.containers(all=True, filters={"label": [*self._filters(), *more]})
+        return [one for one in found if labels.ours(self._prefix, one)]
 
     def _list(self, client: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = client.networks(filters={"label": self._filters()})

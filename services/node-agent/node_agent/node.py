@@ -8,7 +8,7 @@ import asyncio
 from collections import defaultdict
 
 import structlog
-from contracts.errors import BerthError, Unavailable
+from contracts.errors import BerthError
 from contracts.workload import NodeWorkload
 from runtime.bucket import Bucket
 from runtime.tasks import end
@@ -16,6 +16,7 @@ from runtime.tasks import end
 from node_agent.copies import Copies
 from node_agent.engine import EngineEvent, Instance
 from node_agent.exec import Sessions
+from node_agent.firewall import CannotIsolate
 from node_agent.jobs import Jobs
 from node_agent.rollout import Keeper
 from node_agent.site import Site
@@ -49,8 +50,10 @@ class Node:
         try:
             await site.engine.reassert()
             await self._withdraw_stale()
-        except Unavailable as error:
-            log.warning("the engine is not ready", error=error.message)
+        except CannotIsolate:
+            raise
+        except BerthError as error:
+            log.warning("the engine is not in order", error=error.message)
         site.departures.resume()
         self._jobs.resume()
         for workload in site.desired.workloads():
@@ -69,7 +72,7 @@ class Node:
 
     async def close(self) -> None:
         """The instances are left as they are."""
-        await end(self._tasks.values())
+        await end([*self._tasks.values()])
         await self._site.waker.close()
         await self._sessions.close()
         await self._copies.close()
@@ -234,11 +237,14 @@ class Node:
         keeper = self._keepers.get(workload)
         if keeper is None:
             keeper = self._keepers[workload] = Keeper(self._site, workload)
-            task = asyncio.create_task(keeper.run(), name=f"workload {workload}")
+            task = asyncio.create_task(self._keep(keeper), name=f"workload {workload}")
             self._tasks[workload] = task
-            task.add_done_callback(lambda _: self._ended(workload))
         return keeper
 
-    def _ended(self, workload: str) -> None:
-        self._tasks.pop(workload, None)
-        self._keepers.pop(workload, None)
+    async def _keep(self, keeper: Keeper) -> None:
+        try:
+            await keeper.run()
+        finally:
+            # In one step: who is told of something from here on asks for a new one.
+            del self._keepers[keeper.workload], self._tasks[keeper.workload]
+        await self._site.desired.leave(keeper.workload)
