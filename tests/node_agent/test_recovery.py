@@ -60,7 +60,7 @@ async def test_killed_at_any_moment_of_a_switch(
         patched.setattr(owner, moment, cut(getattr(owner, moment)))
         new = next_release(app, image="app:2")
         await world.want(wanted(new, 2))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await killed.wait()
         await world.crash()
     assert (await world.get("hello.localhost"))[0] == 200
@@ -103,6 +103,20 @@ async def test_one_that_vanished_while_the_agent_was_away_ended_when_it_was_last
     assert alive.exists()
     (other,) = await world.running(app)
     assert other != name
+
+
+async def test_an_agent_starts_with_empty_files_of_its_own(world: World) -> None:
+    """A full disk or a power cut leaves such."""
+    app, (name,) = await world.live()
+    await world.stop()
+    state = world.harness.settings.state / "nodes" / "local"
+    (state / "alive").write_text("")
+    (world.traefik.routes.parent / "confirm").write_text("")
+    await world.start()
+    newer = next_release(app, image="app:2")
+    await world.want(wanted(newer, 2))
+    assert (await world.finished(newer)).ok
+    assert (await world.stopped(name)).reason == "replaced"
 
 
 class Cable:

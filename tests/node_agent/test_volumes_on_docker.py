@@ -68,8 +68,22 @@ async def test_data_outlives_releases_and_is_nobody_elses(real: World, docker: D
     assert (await real.finished(again)).ok
     assert starts.read_text().endswith("two\ntwo\n")
 
-    deleted = next_release(again, generation=again.generation + 1, state="deleted")
-    await real.want(wanted(deleted, 6))
+    # Its end takes a while, and is forgotten by the scheduler meanwhile.
+    deaf = Process(command="trap '' TERM; perl /answer.pl & while :; do sleep 1; done")
+    slow = next_release(again, processes={"web": deaf}, grace_seconds=3)
+    await real.want(wanted(slow, 6))
+    assert (await real.finished(slow)).ok
+    (name,) = await real.running(app)
+    deleted = next_release(slow, generation=slow.generation + 1, state="deleted")
+    await real.want(wanted(deleted, 7))
+    record = folder.parent / "workloads" / f"{app.id}.json"
+
+    async def told() -> bool:
+        return (await real.get("hello.localhost"))[0] == 404
+
+    await eventually(told, what="the end of its routes")
+    await asyncio.sleep(0.5)
+    await real.bus.bucket("desired").delete(f"local.{app.id}")
     aside = folder / "aside"
 
     async def put_aside() -> bool:
@@ -77,3 +91,8 @@ async def test_data_outlives_releases_and_is_nobody_elses(real: World, docker: D
 
     await eventually(put_aside, what="the volume")
     assert not starts.parent.parent.exists()
+
+    async def forgotten() -> bool:
+        return not record.exists()
+
+    await eventually(forgotten, what="the end of what was known of it")

@@ -38,6 +38,8 @@ class Record(Model):
     again: bool = False
     # The highest revision whose outcome has been told.
     reported: int = 0
+    # The scheduler has taken it out of its words: once it is gone here too, nobody needs the name any more.
+    forgotten: bool = False
 
     @property
     def failed(self) -> bool:
@@ -98,8 +100,7 @@ class Desired:
     async def accept(self, key: str, value: bytes | None) -> str | None:
         """A value of the bucket; the workload that has something to do because of it."""
         if value is None:
-            await self._forget(key.partition(".")[2])
-            return None
+            return await self._forget(key.partition(".")[2])
         try:
             told = NodeWorkload.model_validate_json(value)
         except ValidationError as error:
@@ -142,9 +143,18 @@ class Desired:
     async def _update(self, workload: str, **changes: object) -> None:
         await self._shelf.put(workload, self[workload].model_copy(update=changes))
 
-    async def _forget(self, workload: str) -> None:
+    async def _forget(self, workload: str) -> str | None:
         record = self._shelf.get(workload)
-        if record is not None and record.gone:
-            await self._shelf.remove(workload)
-        elif record is not None:
+        if record is None:
+            return None
+        if record.desired.spec.state != "deleted":
             log.warning("the desired state of a workload is missing; the last one stays", workload=workload)
+            return None
+        await self._update(workload, forgotten=True)
+        return workload
+
+    async def leave(self, workload: str) -> None:
+        """Nothing of it is here any more."""
+        record = self._shelf.get(workload)
+        if record is not None and record.gone and record.forgotten:
+            await self._shelf.remove(workload)

@@ -137,13 +137,15 @@ class TraefikProxy:
 
     def _read_secret(self) -> str:
         # A hostname nobody can guess, and that is nobody's: only we learn what the proxy serves.
-        try:
-            return self._secret_file.read_text().strip()
-        except FileNotFoundError:
-            self._secret_file.touch(mode=0o600)
-            made = f"{secrets.token_hex(16)}.invalid"
-            self._secret_file.write_text(made)
-            return made
+        with contextlib.suppress(FileNotFoundError):
+            if kept := self._secret_file.read_text().strip():
+                return kept
+        made = f"{secrets.token_hex(16)}.invalid"
+        draft = self._secret_file.with_suffix(".new")
+        draft.touch(mode=0o600)
+        draft.write_text(made)
+        draft.replace(self._secret_file)
+        return made
 
     async def publish(self, served: Served) -> None:
         async with self._lock(served.workload):

@@ -157,8 +157,14 @@ class Keeper:
             # Where there are volumes, what was in the way has been let go already.
             if isinstance(step, Retire) and step.slot not in unraised and step.instance in self._instances:
                 await self._let_go(step)
-        await self._report(record)
-        await self._site.mounts.keep(record, running=bool(self._instances))
+        running = bool(self._instances)
+        if record.desired.spec.state == "deleted":
+            # Its end is told of when it has one: what is told of may be forgotten.
+            await self._site.mounts.keep(record, running=running)
+            await self._report(record)
+        else:
+            await self._report(record)
+            await self._site.mounts.keep(record, running=running)
 
     async def _look(self) -> None:
         """What the engine has of the workload, and what that means for those who are watched."""

@@ -6,6 +6,7 @@ forgotten or doubled; an instance that vanished behind our back ends as lost.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from runtime.clock import Clock
 from node_agent.diff import Reason
 from node_agent.engine import Identity
 from node_agent.journal import Journal
-from node_agent.shelf import Shelf
+from node_agent.shelf import Shelf, write
 
 log = structlog.get_logger("node-agent.tenure")
 
@@ -47,8 +48,13 @@ class Tenures:
 
     def open(self) -> None:
         self._shelf.open()
-        if self._alive.exists():
-            self._last_seen = datetime.fromisoformat(self._alive.read_text())
+        with suppress(FileNotFoundError):
+            text = self._alive.read_text()
+            try:
+                self._last_seen = datetime.fromisoformat(text)
+            except ValueError:
+                # A power cut: what ends as lost ends now.
+                log.warning("when instances were seen last cannot be read", file=str(self._alive), text=text)
 
     def __iter__(self) -> Iterator[Tenure]:
         return (tenure for _, tenure in self._shelf)
@@ -117,7 +123,7 @@ class Tenures:
 
     def seen_all(self) -> None:
         """Every instance has been looked for, just now, and events tell of each that goes from here on."""
-        self._alive.write_text(self._clock.now().isoformat())
+        write(self._alive, self._clock.now().isoformat(), self._alive.parent / "drafts")
         self._last_seen = None
 
     async def _end(

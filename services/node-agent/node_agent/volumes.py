@@ -186,8 +186,12 @@ class LoopVolumes:
     def _purge(self) -> None:
         if not self._aside.is_dir():
             return
-        for file in self._aside.iterdir():
-            since = datetime.strptime(file.name.partition("@")[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        # Others are somebody's who works on them.
+        for file in self._aside.glob("*.*@*Z"):
+            try:
+                since = datetime.strptime(file.name.partition("@")[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+            except ValueError:
+                continue
             if self._clock.now() - since >= self._keep:
                 file.unlink()
                 log.info("volume ended", file=str(file))
