@@ -75,4 +75,5 @@ def test_units_are_whole_and_the_agent_shares_its_mounts(tmp_path: Path) -> None
     assert "CapabilityBoundingSet=CAP_NET_BIND_SERVICE" in ingress.unit()
     # Any of these would give it a view of the mounts of its own, and no volume would reach the engine.
     assert not re.search(r"^(Protect|Private|ReadOnly|MountFlags)", agent.unit(), re.MULTILINE)
+    assert "\nRequiresMountsFor=/var/lib/berth-node\n" in agent.unit()
     assert services.ingress(Layout()).startswith("{")

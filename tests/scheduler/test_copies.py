@@ -7,13 +7,13 @@ from contracts.copies import CopyOrder
 from contracts.events import AlertRaised, AppChanged, AppDeleted, PlacementDecided, VolumesMoved
 from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
-from contracts.reports import CopiesHeld, CopyState
+from contracts.reports import CopiesHeld, CopyState, VolumeUse
 from contracts.workload import NodeWorkload, Volume, WorkloadSpec
 from scheduler.held import Held
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
-from tests.scheduler.samples import newer, spec, stopped
+from tests.scheduler.samples import heartbeat, newer, running, spec, stopped
 from tests.scheduler.test_moving import alive, places, silence, started
 
 VOLUME = Volume(id=new_id("vol"), name="data", path="/data", size_mb=512, encrypted=True)
@@ -343,3 +343,20 @@ async def test_the_more_there_is_to_read_the_longer_a_move_may_stand_still(sched
         [copies] = [one for one in scheduler.harness.hosts["scheduler"].service.loops if one.name == "copies"]
         await copies.work()
         assert ((await scheduler.bus.ask(CopiesOf(workload=app.id))).copying is not None) == under_way
+
+
+async def test_what_a_home_has_had_is_not_to_be_made_there_again(scheduler: Stage) -> None:
+    app = await copied_to_n2(scheduler)
+    said = heartbeat("n1", sequence=90, at=scheduler.harness.clock.now(), instances=(running(app),))
+    volumes = tuple(
+        VolumeUse(volume=volume, workload=app.id, used_mb=1, size_mb=512)
+        for volume in (new_id("vol"), VOLUME.id)
+    )
+    await scheduler.report(said.model_copy(update={"volumes": volumes}))
+    scheduler.nudge("volumes made")
+    told = await told_when(scheduler, "n1", app, made=(VOLUME.id,))
+    scheduler.nudge("volumes made")
+    await scheduler.harness.settle()
+    assert (await told_when(scheduler, "n1", app)).revision == told.revision, "it is told once"
+    await silence(scheduler, "n1", others=("n2",))
+    assert (await scheduler.told("n2", app, slots=1)).made == (VOLUME.id,), "what is in its copy"

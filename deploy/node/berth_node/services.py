@@ -31,11 +31,14 @@ class Run:
     # Lines of the unit's [Service] beside what all have.
     more: str = ""
     after: str = "network-online.target"
+    # A folder whose disk has to be mounted: without it the node would look like a new one.
+    folder: Path | None = None
 
     def unit(self) -> str:
         told = f"EnvironmentFile={self.environment_file}\n" if self.environment_file else ""
+        mounted = f"RequiresMountsFor={self.folder}\n" if self.folder else ""
         return (
-            f"[Unit]\nDescription={self.about}\nAfter={self.after}\nWants={self.after}\n"
+            f"[Unit]\nDescription={self.about}\nAfter={self.after}\nWants={self.after}\n{mounted}"
             "StartLimitIntervalSec=0\n\n"
             f"[Service]\nExecStart={' '.join(self.argv)}\n{told}Restart=always\nRestartSec=2\n"
             f"TimeoutStopSec=45\n{_HARDENED}{self.more}\n[Install]\nWantedBy=multi-user.target\n"
@@ -62,6 +65,7 @@ def runs(layout: Layout) -> tuple[Run, ...]:
             environment_file=layout.agent_env,
             more="LimitNOFILE=1048576\n",
             after="network-online.target docker.service",
+            folder=layout.state,
         ),
     )
 

@@ -188,6 +188,8 @@ class NodeWorkload(Model):
     moving: bool = False
     # Of encrypted volumes that were made on other nodes, sealed for this one.
     volume_keys: str | None = None
+    # Volumes that were there before: none of these is made anew where it is missing.
+    made: tuple[VolumeId, ...] = ()
 
 
 class Route(Model):

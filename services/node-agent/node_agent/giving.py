@@ -291,7 +291,10 @@ class Giver:
     async def _make_first(self, workload: str) -> None:
         """The data of an app that has never run here is empty volumes, and goes as such."""
         record, mounts = self._site.desired.get(workload), self._site.mounts
-        if record is None or not record.desired.spec.volumes or self._site.volumes.of(workload):
+        if record is None or not record.desired.spec.volumes:
+            return
+        if self._site.volumes.of(workload):
+            mounts.check(record.desired)
             return
         async with mounts.alone(workload):
             await mounts.attach(record.desired)

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from contracts.errors import ProviderFailed
 from contracts.model import Model
 from contracts.workload import NodeWorkload, Volume
 
@@ -101,6 +102,7 @@ class Mounts:
         """To be `alone` from here on until who asks is in the engine."""
         spec = wanted.spec
         await self._homes.enter(wanted)
+        self.check(wanted)
         keys = self._homes.keys(wanted)
         return tuple(
             [
@@ -111,6 +113,14 @@ class Mounts:
                 for volume in spec.volumes
             ]
         )
+
+    def check(self, wanted: NodeWorkload) -> None:
+        """A disk that is not mounted, or a new one, must not look like the beginning: an empty volume would
+        take the place of the last copy of what was in it."""
+        here = self._volumes.of(wanted.spec.id)
+        for volume in wanted.spec.volumes:
+            if volume.id in wanted.made and volume.id not in here:
+                raise ProviderFailed(f"its volume {volume.name} is not on its node any more")
 
     async def let_go(self, workload: str) -> None:
         """Unless somebody has them."""

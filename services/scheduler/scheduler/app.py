@@ -130,6 +130,7 @@ def create(runtime: Runtime) -> Service:
             place,
             project,
             copy,
+            Loop("volumes made", copies.remember, every=30.0),
             Loop("look", nodes.look, every=min(LOOK_SECONDS, settings.offline_seconds / 6)),
             Loop("heal", workloads.heal, every=60.0),
             work,

@@ -114,6 +114,17 @@ order by w.id limit %s
 """
 
 
+# A home that says it has a volume nobody knew to be made.
+_NEW = """
+select w.id from workload w join node_usage u on u.node = w.bound
+where u.volumes ? w.id and not w.moving and (w.homed_at is null or w.homed_at < u.at) and exists (
+    select from jsonb_array_elements(w.in_force -> 'volumes') as volume
+    where u.volumes -> w.id ? (volume ->> 'id') and volume ->> 'id' <> all(w.made)
+)
+order by w.id limit %s
+"""
+
+
 class Copies:
     def __init__(self, runtime: Runtime, moves: Moves) -> None:
         self._runtime = runtime
@@ -144,6 +155,10 @@ class Copies:
         await self._each(_UNPROVEN, (BATCH,), self._moves.prove)
         if self._runtime.bus.connected:
             await self._orders.write()
+
+    async def remember(self) -> None:
+        """Volumes are made once: what a home has had, it is not to make again when it has lost it."""
+        await self._each(_NEW, (BATCH,), self._moves.remember)
 
     async def _each(
         self,

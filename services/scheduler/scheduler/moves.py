@@ -281,6 +281,10 @@ class Moves:
             if facts is not None:
                 await self.prove(tx, connection, facts)
 
+    async def remember(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        await rehome.remember(connection, facts.id)
+        tx.after_commit(self._project)
+
     async def prove(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
         await rehome.prove(connection, facts.id)
         tx.after_commit(self._project)

@@ -33,7 +33,8 @@ select told.node, told.workload, told.revision, w.in_force::text,
     array(select index from placement p where p.workload = told.workload and p.node = told.node
         and p.leaving is null order by process, index),
     w.home, w.proven, case when w.bound = told.node then w.claim end, w.origins,
-    w.moving and coalesce(w.bound = told.node, false)
+    w.moving and coalesce(w.bound = told.node, false),
+    case when w.bound = told.node then w.made end
 from projection told join workload w on w.id = told.workload
 where told.written < told.revision and (told.node, told.workload) > (%s, %s)
 order by told.node, told.workload limit %s
@@ -125,7 +126,7 @@ class Projection:
             raise failed
 
     async def _write(self, row: Sequence[Any]) -> None:
-        node, workload, revision, spec, processes, indexes, home, proven, claim, origins, moving = row
+        node, workload, revision, spec, processes, indexes, home, proven, claim, origins, moving, made = row
         known = WorkloadSpec.model_validate_json(spec)
         value = NodeWorkload(
             node=node,
@@ -138,6 +139,7 @@ class Projection:
             claim=None if claim is None else CopyClaim.model_validate(claim),
             moving=moving,
             volume_keys=self._volume_keys(node, known, origins),
+            made=made or (),
         )
         content, key = value.model_dump_json().encode(), key_of(node, workload)
         for _ in range(TRIES):

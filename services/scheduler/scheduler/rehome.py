@@ -71,10 +71,19 @@ on conflict (node, workload) do update set
     slots = excluded.slots, revision = excluded.revision, vacant = false
 """
 
+_REMEMBER = """
+update workload w set made = array(
+    select volume ->> 'id' from jsonb_array_elements(w.in_force -> 'volumes') as volume
+    where volume ->> 'id' = any(w.made) or u.volumes -> w.id ? (volume ->> 'id')
+)
+from node_usage u
+where w.id = %s and u.node = w.bound and not w.moving and (w.homed_at is null or w.homed_at < u.at)
+"""
+
 _HOME = """
 update workload set bound = %(target)s, home = home + 1, claim = %(claim)s, homed_at = %(now)s,
     moving = false, blocked = null,
-    blocked_returned = null, due_at = now(),
+    blocked_returned = null, due_at = now(), made = %(volumes)s::text[],
     origins = (
         select coalesce(jsonb_object_agg(made.volume, %(source)s::text), '{}')
         from unnest(%(volumes)s::text[]) as made(volume)
@@ -173,6 +182,12 @@ async def prove(connection: AsyncConnection[Any], workload: str) -> None:
     """It runs at its home: what others have of it is old."""
     await connection.execute("update workload set proven = home where id = %s", (workload,), prepare=True)
     await _tell(connection, workload, await _raise(connection, workload))
+
+
+async def remember(connection: AsyncConnection[Any], workload: str) -> None:
+    """Its home has volumes that it had not when this was looked at last."""
+    if (await connection.execute(_REMEMBER, (workload,), prepare=True)).rowcount:
+        await _tell(connection, workload, await _raise(connection, workload))
 
 
 async def _more(

@@ -215,6 +215,8 @@ class WorkloadRow(Base):
     homed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     # Volume -> the node where it was made, of those that have gone elsewhere: its key is made of that one's.
     origins: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
+    # Of its volumes those that its home has had: one that is missing there is lost, and not new.
+    made: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     # Its instances have been told to end, and the last of its data is on its way: it is not placed meanwhile.
     moving: Mapped[bool] = mapped_column(server_default=text("false"))
     # No copy is begun before, because one has failed.
