@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-# Not the internet: private, carrier-grade NAT, link-local (cloud metadata), loopback, multicast, reserved.
+# Not the internet: private, carrier-grade NAT, link-local (cloud metadata), loopback, multicast, reserved;
+# and where Azure gives a machine its credentials, which looks like any other address.
 PRIVATE = (
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
+    "168.63.129.16/32",
     "169.254.0.0/16",
     "172.16.0.0/12",
     "192.0.0.0/24",
