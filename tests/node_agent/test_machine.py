@@ -1,5 +1,6 @@
 """What the node says of its machine, and what it says when the machine cannot keep tenants apart."""
 
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_capacity_is_the_machines_or_the_operators_share_of_it(proc: Path) -> No
 
 def firewall() -> Firewall:
     return Firewall(Policy(PREFIX, POOL))
+
+
+def test_name_servers_behind_a_stub_are_those_the_engine_gives_to_instances(tmp_path: Path) -> None:
+    stub, upstream = tmp_path / "stub", tmp_path / "upstream"
+    rules = Firewall(Policy(PREFIX, POOL), (stub, upstream))
+    assert rules.resolvers() == ()
+    stub.write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\n")
+    assert rules.resolvers() == ()
+    upstream.write_text("nameserver 10.1.2.3\nnameserver 192.168.0.1\n")
+    assert rules.resolvers() == (IPv4Address("10.1.2.3"), IPv4Address("192.168.0.1"))
+    # Where the machine asks somebody else, so do its instances.
+    stub.write_text("nameserver 10.0.0.2\n")
+    assert rules.resolvers() == (IPv4Address("10.0.0.2"),)
 
 
 def test_no_iptables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ Rules are written again at every reconcile: what is set only at boot is gone aft
 """
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -15,6 +15,9 @@ from node_agent.firewall_rules import Policy, render
 
 _PATIENCE = 30
 _RESTORE = ["iptables-restore", "--noflush", "--wait", "10"]
+# What systemd-resolved asks itself is in the second, where the first names nothing but resolved: the engine
+# reads them in this order, too, and instances ask from a network of their own, where there is no resolved.
+_RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 _TRUST = "set NODE_AGENT_FIREWALL=off if everybody who deploys to this machine is trusted with it"
 
 
@@ -23,17 +26,21 @@ class CannotIsolate(BerthError):
 
 
 class Firewall:
-    def __init__(self, policy: Policy, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
+    def __init__(self, policy: Policy, resolv_conf: Sequence[Path] = _RESOLV_CONF) -> None:
         self._policy = policy
         self._resolv_conf = resolv_conf
 
     def reassert(self, bridges: Iterable[str]) -> None:
-        policy = replace(self._policy, resolvers=resolvers_in(self._resolv_conf.read_text()))
+        policy = replace(self._policy, resolvers=self.resolvers())
         _run(_RESTORE, render(policy, bridges, _run(["iptables-save"])))
+
+    def resolvers(self) -> tuple[IPv4Address, ...]:
+        """The name servers this machine uses: the engine hands the same ones to instances."""
+        named = (resolvers_in(file.read_text()) for file in self._resolv_conf if file.exists())
+        return next(filter(None, named), ())
 
 
 def resolvers_in(resolv_conf: str) -> tuple[IPv4Address, ...]:
-    """The name servers this machine uses: the engine hands the same ones to instances."""
     found = []
     for line in resolv_conf.splitlines():
         words = line.split()
