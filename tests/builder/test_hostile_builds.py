@@ -7,12 +7,15 @@ import asyncio
 import io
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import tarfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,6 +168,55 @@ async def test_a_scan_of_the_platform_finds_nothing(docker: DockerBuilder, api: 
     finally:
         service.close()
     assert said.of("stdout") == ["scanned"]
+
+
+# A packet of its own making, to a neighbour on the bridge: what root with NET_RAW can do.
+SEND = (
+    "open my $f, q(<), q(/sys/class/net/eth0/ifindex); socket(my $s, 17, 2, 0) or die $!; "
+    "my $to = pack q(S n l S C C a8), 17, 0x86dd, <$f>, 1, 0, 6, pack(q(H*), $ARGV[0]); "
+    "for (1 .. 5) { send($s, pack(q(H*), $ARGV[1]), 0, $to) or die $!; select undef, undef, undef, 0.1 }"
+)
+
+
+async def test_no_step_reaches_the_machine_by_ipv6(docker: DockerBuilder) -> None:
+    mac, machine = on_bridge(docker.network)
+
+    async def heard() -> bool:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as listener:
+            listener.bind(("::", 0))
+            listener.setblocking(False)
+            packet = datagram(bytes.fromhex("fe80" + 13 * "00" + "99"), machine, listener.getsockname()[1])
+            await build(docker, f"RUN perl -e '{SEND}' {mac} {packet.hex()}")
+            try:
+                return listener.recv(100) == b"let me in"
+            except BlockingIOError:
+                return False
+
+    assert not await heard()
+    # The rules are what keeps it from there; and they come back.
+    await asyncio.to_thread(remove_firewall, (POLICY.chain(""),))
+    assert await heard()
+    await asyncio.to_thread(Firewall(POLICY).reassert, ())
+    assert not await heard()
+
+
+def on_bridge(name: str) -> tuple[str, bytes]:
+    """Where the machine is there: its addresses of the link and in IPv6."""
+    mac = Path("/sys/class/net", name, "address").read_text().strip().replace(":", "")
+    found = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines()]
+    return mac, next(bytes.fromhex(words[0]) for words in found if words[5] == name)
+
+
+def datagram(source: bytes, target: bytes, port: int) -> bytes:
+    """UDP in IPv6, from any port."""
+    said = b"let me in"
+    length = 8 + len(said)
+    plain = struct.pack("!HHHH", 9, port, length, 0) + said
+    summed = source + target + struct.pack("!LL", length, socket.IPPROTO_UDP) + plain + b"\0"
+    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
+    check = 0xFFFF - total % 0xFFFF
+    header = struct.pack("!LHBB", 6 << 28, length, socket.IPPROTO_UDP, 64) + source + target
+    return header + plain[:6] + struct.pack("!H", check) + said
 
 
 def addresses() -> list[str]:

@@ -68,7 +68,7 @@ class Operator:
                 continue
             if str(self.state).encode() in said:
                 found.append(said.decode(errors="replace"))
-        for argv in (["ip", "link"], ["iptables-save"]):
+        for argv in (["ip", "link"], ["iptables-save"], ["ip6tables-save"]):
             said_text = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
             found += [line for line in said_text.splitlines() if PREFIX in line.lower()]
         return found + self.mounts()

@@ -4,6 +4,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+import structlog
+from contracts.errors import Unavailable
 from node_agent.app import create
 from node_agent.firewall import CannotIsolate, Firewall
 from node_agent.firewall_rules import Policy
@@ -73,6 +75,25 @@ def test_no_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotIsolate, match=r"Start the agent as root.*NODE_AGENT_FIREWALL=off"):
         firewall().reassert([])
+
+
+def test_without_ip6tables_it_goes_on_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("iptables-save", "iptables-restore"):
+        (tmp_path / name).symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    rules = firewall()
+    with structlog.testing.capture_logs() as said:
+        rules.reassert([])
+        rules.reassert([])
+    assert [entry["event"] for entry in said] == ["no packet rules for IPv6"]
+    assert "ip6tables-save is missing" in said[0]["why"]
+    # What it can read it has to write.
+    (tmp_path / "ip6tables-save").symlink_to("/bin/true")
+    (tmp_path / "ip6tables-restore").symlink_to("/bin/false")
+    with pytest.raises(Unavailable, match="ip6tables-restore failed"):
+        rules.reassert([])
 
 
 async def test_an_agent_that_cannot_keep_tenants_apart_does_not_start(

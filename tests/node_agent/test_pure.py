@@ -15,7 +15,7 @@ from node_agent.addresses import free_address, free_subnet, routes_of
 from node_agent.departures import connected
 from node_agent.engine import Identity
 from node_agent.firewall import resolvers_in
-from node_agent.firewall_rules import Policy, render
+from node_agent.firewall_rules import Policy, render, render_ipv6
 from node_agent.labels import identity_from, labels_of
 from node_agent.routes_file import (
     Served,
@@ -231,6 +231,26 @@ def test_a_machine_whose_rules_were_flushed_gets_the_way_to_them_again() -> None
     rules = render(POLICY, [], flushed)
     assert ":DOCKER-USER - [0:0]" in rules
     assert "-I FORWARD 1 -j DOCKER-USER" in rules
+
+
+def test_rules_for_ipv6_shut_the_bridges_and_nothing_else() -> None:
+    fresh = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j DOCKER-USER\nCOMMIT\n"
+    assert render_ipv6(POLICY, fresh) == (
+        "*filter\n"
+        ":BERTH-DROP - [0:0]\n"
+        "-A BERTH-DROP -j DROP\n"
+        "-I INPUT 1 -i berth+ -j BERTH-DROP\n"
+        "-I FORWARD 1 -i berth+ -j BERTH-DROP\n"
+        "-I FORWARD 2 -o berth+ -j BERTH-DROP\n"
+        "COMMIT\n"
+    )
+    jumps = "".join(f"-A {rule} berth+ -j BERTH-DROP\n" for rule in ("INPUT -i", "FORWARD -i", "FORWARD -o"))
+    assert "-I " not in render_ipv6(POLICY, fresh.replace("-A FORWARD", f"{jumps}-A FORWARD"))
+    # What the engine has put before them since is put behind.
+    again = render_ipv6(POLICY, fresh.replace("COMMIT", f"{jumps}COMMIT"))
+    assert "-D FORWARD -i berth+ -j BERTH-DROP\n" in again
+    assert "-I FORWARD 1 -i berth+ -j BERTH-DROP\n" in again
+    assert "-I INPUT" not in again
 
 
 def test_name_servers_of_the_machine() -> None:

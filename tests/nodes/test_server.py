@@ -263,7 +263,7 @@ def traces(machine: Server) -> dict[str, str]:
         ),
         "users": machine.run("bash", "-c", "grep -h berth /etc/passwd /etc/subuid /etc/subgid || true"),
         "processes": machine.run("bash", "-c", "pgrep -l 'berth|traefik|dockerd|containerd|server' || true"),
-        "rules": machine.run("bash", "-c", "iptables-save | grep BERTH || true"),
+        "rules": machine.run("bash", "-c", "(iptables-save; ip6tables-save) | grep BERTH || true"),
         "mounts": machine.run("bash", "-c", "grep berth /proc/self/mountinfo || true"),
     }
 

@@ -149,19 +149,24 @@ def _end_instances(prefix: str) -> None:
 
 def _remove_rules(prefix: str) -> None:
     """The chains of the agent, and the rules that lead into them."""
+    ours = f"{prefix.upper()}-"
     for table in ("filter", "nat"):
-        saved = subprocess.run(
-            ["iptables-save", "-t", table], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        ours = f"{prefix.upper()}-"
-        chains = [line[1:].split()[0] for line in saved if line.startswith(f":{ours}")]
-        for line in saved:
-            if line.startswith("-A ") and f"-j {ours}" in line and not line.startswith(f"-A {ours}"):
-                _checked("iptables", "-w", "10", "-t", table, "-D", *line.split()[1:])
+        _remove_chains("iptables", table, ours)
+    # Where there is none, the agent made no rules with it.
+    if shutil.which("ip6tables") is not None and Path("/proc/net/if_inet6").exists():
+        _remove_chains("ip6tables", "filter", ours)
+
+
+def _remove_chains(program: str, table: str, ours: str) -> None:
+    argv = [f"{program}-save", "-t", table]
+    saved = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
+    chains = [line[1:].split()[0] for line in saved if line.startswith(f":{ours}")]
+    for line in saved:
+        if line.startswith("-A ") and f"-j {ours}" in line and not line.startswith(f"-A {ours}"):
+            _checked(program, "-w", "10", "-t", table, "-D", *line.split()[1:])
+    for step in ("-F", "-X"):
         for chain in chains:
-            _checked("iptables", "-w", "10", "-t", table, "-F", chain)
-        for chain in chains:
-            _checked("iptables", "-w", "10", "-t", table, "-X", chain)
+            _checked(program, "-w", "10", "-t", table, step, chain)
 
 
 def _unmount_below(folder: Path) -> None:

@@ -9,12 +9,17 @@ from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 
+import structlog
 from contracts.errors import BerthError, Unavailable
 
-from node_agent.firewall_rules import Policy, render
+from node_agent.firewall_rules import Policy, render, render_ipv6
+
+log = structlog.get_logger("node-agent.firewall")
 
 _PATIENCE = 30
-_RESTORE = ["iptables-restore", "--noflush", "--wait", "10"]
+_RESTORING = ("--noflush", "--wait", "10")
+# There, where the kernel has IPv6.
+_IPV6 = Path("/proc/net/if_inet6")
 # What systemd-resolved asks itself is in the second, where the first names nothing but resolved: the engine
 # reads them in this order, too, and instances ask from a network of their own, where there is no resolved.
 _RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
@@ -29,10 +34,26 @@ class Firewall:
     def __init__(self, policy: Policy, resolv_conf: Sequence[Path] = _RESOLV_CONF) -> None:
         self._policy = policy
         self._resolv_conf = resolv_conf
+        self._told = False
 
     def reassert(self, bridges: Iterable[str]) -> None:
         policy = replace(self._policy, resolvers=self.resolvers())
-        _run(_RESTORE, render(policy, bridges, _run(["iptables-save"])))
+        _run(["iptables-restore", *_RESTORING], render(policy, bridges, _run(["iptables-save"])))
+        lacking = self._reassert_ipv6()
+        if lacking is not None and not self._told:
+            log.warning("no packet rules for IPv6", why=lacking)
+        self._told = lacking is not None
+
+    def _reassert_ipv6(self) -> str | None:
+        """Why there are none: that is no reason to run nothing, for no network of ours has IPv6."""
+        if not _IPV6.exists():
+            return "this machine has no IPv6"
+        try:
+            saved = _run(["ip6tables-save"])
+        except BerthError as error:
+            return error.message
+        _run(["ip6tables-restore", *_RESTORING], render_ipv6(self._policy, saved))
+        return None
 
     def resolvers(self) -> tuple[IPv4Address, ...]:
         """The name servers this machine uses: the engine hands the same ones to instances."""
@@ -61,8 +82,8 @@ def _run(argv: list[str], text: str | None = None) -> str:
         )
     except FileNotFoundError:
         raise CannotIsolate(
-            "instances cannot be kept apart: iptables is missing. Install it (apt-get install iptables), or "
-            f"{_TRUST}"
+            f"instances cannot be kept apart: {argv[0]} is missing. Install it (apt-get install iptables), "
+            f"or {_TRUST}"
         ) from None
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"{argv[0]} did not finish within {_PATIENCE} s") from error

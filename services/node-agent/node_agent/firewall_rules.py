@@ -1,11 +1,12 @@
-"""What instances may reach, as chains for `iptables-restore`. PURE.
+"""What instances may reach, as chains for `iptables-restore` and `ip6tables-restore`. PURE.
 
 Two user chains decide about every packet to or from a bridge of ours, whatever other rules say after them: an
 instance reaches its own organization and the internet, and neither this machine, nor another organization,
-nor any private network, nor the address where clouds keep their metadata.
+nor any private network, nor the address where clouds keep their metadata. No network of ours has IPv6, but
+every bridge has an address of its own in it, where whoever writes his own packets would reach this machine.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -45,8 +46,13 @@ class Policy:
         return f"{self.prefix.upper()}-{name}"
 
 
-def _jumps(policy: Policy) -> list[tuple[str, str, list[str]]]:
-    """(table, chain of the kernel or of Docker, the rules that must be its first ones)"""
+# Table -> chain of ours -> its rules.
+_Chains = Mapping[str, Mapping[str, list[str]]]
+# (table, chain of the kernel or of Docker, the rules that must be its first ones)
+_Jump = tuple[str, str, list[str]]
+
+
+def _jumps(policy: Policy) -> list[_Jump]:
     any_bridge, forward = policy.any_bridge, policy.chain("FORWARD")
     return [
         ("filter", "INPUT", [f"-i {any_bridge} -j {policy.chain('INPUT')}"]),
@@ -56,7 +62,7 @@ def _jumps(policy: Policy) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _chains(policy: Policy, bridges: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+def _chains(policy: Policy, bridges: Iterable[str]) -> _Chains:
     known = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
     names = [
         f"-d {resolver} -p {protocol} --dport 53 -j ACCEPT"
@@ -83,19 +89,34 @@ def _chains(policy: Policy, bridges: Iterable[str]) -> dict[str, dict[str, list[
 
 def render(policy: Policy, bridges: Iterable[str], saved: str) -> str:
     """Input for `iptables-restore --noflush` that brings what `iptables-save` printed to the policy."""
+    return _edits(_chains(policy, bridges), _jumps(policy), saved)
+
+
+def render_ipv6(policy: Policy, saved: str) -> str:
+    """The same for `ip6tables-restore`: nothing comes from a bridge of ours, and nothing goes to one."""
+    any_bridge, drop = policy.any_bridge, policy.chain("DROP")
+    jumps = [
+        ("filter", "INPUT", [f"-i {any_bridge} -j {drop}"]),
+        ("filter", "FORWARD", [f"-i {any_bridge} -j {drop}", f"-o {any_bridge} -j {drop}"]),
+    ]
+    # A chain for one rule: whoever takes our rules away knows them by its name.
+    return _edits({"filter": {drop: ["-j DROP"]}}, jumps, saved)
+
+
+def _edits(wanted: _Chains, jumps: Iterable[_Jump], saved: str) -> str:
     current = _parse(saved)
     lines: list[str] = []
-    for table, chains in _chains(policy, bridges).items():
+    for table, chains in wanted.items():
+        present = current.get(table, {})
+        firsts = [(chain, rules) for place, chain, rules in jumps if place == table]
         lines.append(f"*{table}")
         # A user chain that is declared here is emptied first, so one that is not ours must not be.
         lines += [f":{chain} - [0:0]" for chain in chains]
-        if table == "filter" and _FIRST not in current.get(table, {}):
-            lines.append(f":{_FIRST} - [0:0]")
+        lines += [f":{_FIRST} - [0:0]" for chain, _ in firsts if chain == _FIRST and chain not in present]
         for chain, rules in chains.items():
             lines += [f"-A {chain} {rule}" for rule in rules]
-        for jump_table, chain, wanted in _jumps(policy):
-            if jump_table == table:
-                lines += _first(chain, wanted, current.get(table, {}).get(chain, []))
+        for chain, rules in firsts:
+            lines += _first(chain, rules, present.get(chain, []))
         lines.append("COMMIT")
     return "\n".join(lines) + "\n"
 
