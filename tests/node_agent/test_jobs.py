@@ -4,12 +4,17 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from contracts.errors import ProviderFailed
+import nats.errors
+import pytest
+from contracts import sessions
+from contracts.errors import ProviderFailed, Unavailable
 from contracts.events import InstanceStarted, InstanceStopped, JobFinished
 from contracts.ids import new_id
 from contracts.jobs import Job, NodeJob
 from contracts.reports import JobOutput
+from contracts.sessions import Ended, Open, Opened
 from contracts.workload import NodeWorkload, Slot
+from nats.aio.msg import Msg
 from node_agent.endings import words
 from node_agent.output import Output
 
@@ -57,6 +62,46 @@ async def none_left(world: World) -> None:
     await eventually(look, what="the end of its container")
 
 
+class Terminal:
+    """The gateway's end of one that is open to an attached job."""
+
+    def __init__(self, world: World, wanted: NodeJob) -> None:
+        self._client = world.bus.client
+        self._node, self._session, self._wanted = wanted.node, new_id("ses"), wanted.job
+        self.said: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def open(self) -> None:
+        async def hear(message: Msg) -> None:
+            self.said.put_nowait(message.data)
+
+        await self._client.subscribe(sessions.from_node(self._node, self._session), cb=hear)
+        spec = self._wanted.spec
+        asks = Open(verb="run", workload=spec.id, organization=spec.organization, job=self._wanted.id)
+
+        async def stands() -> bool:
+            subject = sessions.to_node(self._node, self._session)
+            reply = await self._client.request(subject, asks.model_dump_json().encode(), timeout=5)
+            return Opened.model_validate_json(reply.data).error is None
+
+        await eventually(stands, what="its terminal")
+
+    async def send(self, frame: bytes) -> None:
+        await self._client.publish(sessions.to_node(self._node, self._session), frame)
+
+    async def hears(self, kind: bytes) -> bytes:
+        async with asyncio.timeout(10):
+            while (frame := await self.said.get())[:1] != kind:
+                continue
+        return frame[1:]
+
+
+async def talked_to(world: World, command: str) -> tuple[NodeJob, Terminal]:
+    wanted = await give(world, job(world, command, attached=True))
+    terminal = Terminal(world, wanted)
+    await terminal.open()
+    return wanted, terminal
+
+
 async def test_a_job_runs_in_the_apps_environment_and_tells_its_end(world: World) -> None:
     await world.start()
     wanted = await give(world, job(world, "echo one; env DYNO; env PORT; exit 3"))
@@ -98,6 +143,45 @@ async def test_a_job_that_takes_too_long_is_ended(world: World) -> None:
     end = await ended(world, wanted)
     assert (end.outcome, end.words) == ("timed_out", "it ran for longer than 0.3 s")
     await none_left(world)
+
+
+async def test_a_job_whose_terminal_the_bus_takes_no_more_from_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = await world.start()
+    wanted, terminal = await talked_to(world, "cat; sleep 1000")
+    await terminal.send(sessions.INPUT + b"here")
+    assert await terminal.hears(sessions.OUTPUT) == b"here"
+    client = host.runtime.bus.client
+    publish = client.publish
+
+    async def full(subject: str, *rest: Any, **more: Any) -> None:
+        if subject.startswith("session.out."):
+            raise nats.errors.OutboundBufferLimitError
+        await publish(subject, *rest, **more)
+
+    monkeypatch.setattr(client, "publish", full)
+    await terminal.send(sessions.INPUT + b"there")
+    end = await ended(world, wanted)
+    assert (end.outcome, end.words) == ("cancelled", "its terminal was closed")
+    await none_left(world)
+
+
+async def test_who_talks_to_a_job_hears_of_its_end_though_the_engine_was_away(world: World) -> None:
+    await world.start()
+    wanted, terminal = await talked_to(world, "cat")
+    world.engine.fail_next("ending", Unavailable("the container engine does not answer"))
+    await terminal.send(sessions.INPUT + b"\x04")
+    told = Ended.model_validate_json(await terminal.hears(sessions.ENDED))
+    assert told.words == (await ended(world, wanted)).words
+    assert told.words == "its terminal was closed: the node's agent could not follow it"
+
+
+async def test_a_job_is_not_left_alone_whatever_fails(world: World) -> None:
+    await world.start()
+    world.engine.fail_next("output", ValueError("nobody has thought of this"))
+    wanted = await give(world, job(world, "exit 0"))
+    assert (await ended(world, wanted)).outcome == "succeeded"
 
 
 async def test_a_job_that_writes_more_than_its_plan_allows_is_ended(world: World) -> None:

@@ -90,7 +90,9 @@ class Errand:
         self._cancelled = signals.cancelled
         self._because = signals.because
         self._terminal = signals.terminal
-        self._conversation: Conversation | None = None
+        # An errand before this one may have begun to talk.
+        talks = self._terminal.done() and not self._terminal.cancelled()
+        self._conversation = self._terminal.result() if talks else None
         self._report = report
         self._job = record.told.job
         self._name = instance_of(self._job.id)
@@ -182,7 +184,8 @@ class Errand:
         await self._meter(found.identity)
         if self._job.attached:
             await self._site.engine.stop(self._name, 0)
-            raise _End("cancelled", "its terminal was closed: the node's agent was started again")
+            lost = "could not follow it" if self._conversation else "was started again"
+            raise _End("cancelled", f"its terminal was closed: the node's agent {lost}")
         if found.state == "created":
             if self._record.held is not None:
                 # The machine may have been started anew, and then nothing is mounted.
@@ -213,6 +216,8 @@ class Errand:
     # --- somebody talks to it ----------------------------------------------------------------------
 
     async def _somebody(self) -> Conversation:
+        if self._conversation is not None:
+            return self._conversation
         cancelling = asyncio.create_task(self._cancelled.wait(), name=f"job {self._job.id} cancelling")
         try:
             until = (self._job.start_before - self._site.clock.now()).total_seconds()
@@ -224,7 +229,7 @@ class Errand:
             )
         finally:
             cancelling.cancel()
-        if self._terminal.done():
+        if self._terminal.done() and not self._terminal.cancelled():
             return self._terminal.result()
         if self._cancelled.is_set():
             raise self._stopped(_UNBEGUN, None)
@@ -325,7 +330,6 @@ class Errand:
         now, job = self._site.clock.now(), self._job
         if self._conversation is not None:
             await self._conversation.end(Ended(exit_code=end.exit_code, words=end.reason))
-            self._conversation.gone.set()
         started = self._record.started_at
         if started is not None:
             await self._meter_end(started, now, end)

@@ -15,6 +15,7 @@ from contracts.errors import BerthError
 from contracts.sessions import Ended, Open, Opened
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from pydantic import ValidationError
 from runtime.clock import Clock
 from runtime.tasks import end
@@ -77,7 +78,16 @@ class Conversation:
             await end((saying, leaving, *others))
 
     async def end(self, ended: Ended) -> None:
-        await self._send(sessions.ENDED + ended.model_dump_json().encode())
+        await self._reach(sessions.ENDED + ended.model_dump_json().encode())
+        self.gone.set()
+
+    async def _reach(self, frame: bytes) -> None:
+        try:
+            await self._send(frame)
+        except NatsError as error:
+            # The bus takes no more of it: nobody is there whom it could reach.
+            log.info("a session is cut off", error=str(error))
+            self.gone.set()
 
     async def _say(self, session: Session) -> None:
         while (chunk := await session.read()) is not None:
@@ -85,7 +95,7 @@ class Conversation:
             for start in range(0, len(chunk.data), sessions.CHUNK):
                 part = chunk.data[start : start + sessions.CHUNK]
                 await self._room.wait()
-                await self._send(kind + part)
+                await self._reach(kind + part)
                 self._under_way += len(part)
                 if self._under_way >= sessions.WINDOW:
                     self._room.clear()
@@ -106,7 +116,7 @@ class Conversation:
     async def _mind(self) -> None:
         while True:
             await self._clock.sleep(sessions.ALIVE_SECONDS)
-            await self._send(sessions.ALIVE)
+            await self._reach(sessions.ALIVE)
             if self._clock.monotonic() - self._heard_at > sessions.SILENT_SECONDS:
                 self.gone.set()
 
@@ -154,7 +164,11 @@ class Sessions:
         client = self._client()
 
         async def answer(error: str | None) -> None:
-            await client.publish(message.reply, Opened(error=error).model_dump_json().encode())
+            try:
+                await client.publish(message.reply, Opened(error=error).model_dump_json().encode())
+            except NatsError as lost:
+                # Who has asked hears nothing, and hangs up.
+                log.info("an answer was not sent", session=name, error=str(lost))
 
         async def send(frame: bytes) -> None:
             await client.publish(sessions.from_node(self._site.node, name), frame)
@@ -181,6 +195,8 @@ class Sessions:
             log.warning("a session broke", session=name, error=str(error))
             await conversation.end(Ended(words=f"the session broke: {error}"))
         finally:
+            # Whoever carries it lets go of it.
+            conversation.gone.set()
             del self._open[name]
 
     async def _execute(

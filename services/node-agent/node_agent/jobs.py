@@ -145,7 +145,7 @@ class Jobs:
         return None
 
     async def _carry_out(self, job: str) -> None:
-        """However long the engine is away."""
+        """However long the engine is away, and whatever else fails: nobody besides would end it."""
         pause = _FIRST_PAUSE
         while True:
             record = self._shelf.get(job)
@@ -159,8 +159,14 @@ class Jobs:
                     return
                 signals = Signals(self._cancelled[job], self._waiting[job], self._because[job])
                 await Errand(self._site, self._shelf, record, signals, self._report).run()
-            except (BerthError, OSError) as error:
+            except Exception as error:
                 if pause == _FIRST_PAUSE:
-                    log.warning("a job cannot go on yet", job=job, error=str(error))
+                    known = isinstance(error, BerthError | OSError)
+                    log.warning(
+                        "a job cannot go on yet",
+                        job=job,
+                        error=str(error),
+                        exc_info=None if known else error,
+                    )
                 await self._site.clock.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
