@@ -177,6 +177,17 @@ async def test_who_talks_to_a_job_hears_of_its_end_though_the_engine_was_away(wo
     assert told.words == "its terminal was closed: the node's agent could not follow it"
 
 
+async def test_no_more_is_taken_for_a_job_than_it_reads(world: World) -> None:
+    """Also of a gateway that does not mind the window."""
+    await world.start()
+    wanted, terminal = await talked_to(world, "sleep 1000")
+    for _ in range(40):
+        await terminal.send(sessions.INPUT + b"x" * 50_000)
+    told = Ended.model_validate_json(await terminal.hears(sessions.ENDED))
+    assert told.words == "it was told more than it reads"
+    assert (await ended(world, wanted)).words == told.words
+
+
 async def test_a_job_is_not_left_alone_whatever_fails(world: World) -> None:
     await world.start()
     world.engine.fail_next("output", ValueError("nobody has thought of this"))

@@ -44,6 +44,8 @@ class FakeSession:
     def __init__(self) -> None:
         self.said: asyncio.Queue[Chunk | None] = asyncio.Queue()
         self.heard: asyncio.Queue[bytes | None] = asyncio.Queue()
+        # As of a pipe: who writes to a full one waits.
+        self._room = asyncio.Semaphore(8)
         self.sizes: list[tuple[int, int]] = []
         self.code: int | None = None
         self.closed = False
@@ -52,7 +54,14 @@ class FakeSession:
         return await self.said.get()
 
     async def write(self, data: bytes) -> None:
+        await self._room.acquire()
         self.heard.put_nowait(data)
+
+    async def hear(self) -> bytes | None:
+        """As the process does."""
+        heard = await self.heard.get()
+        self._room.release()
+        return heard
 
     async def end_input(self) -> None:
         self.heard.put_nowait(None)
@@ -438,7 +447,7 @@ class FakeEngine:
                 case "exit":
                     return int(rest)
                 case "cat":
-                    while (heard := await session.heard.get()) not in (None, b"\x04"):
+                    while (heard := await session.hear()) not in (None, b"\x04"):
                         session.said.put_nowait(Chunk("stdout", heard))
                 case _:
                     return 127

@@ -303,6 +303,23 @@ async def test_another_process_runs_inside_an_instance(hands: Hands) -> None:
         await hands.engine.execute(name, ("cat",), {}, terminal=False)
 
 
+async def test_a_process_that_does_not_read_is_let_go_of_all_the_same(hands: Hands) -> None:
+    instance = await run(hands)
+    await answers(instance)
+    command = ("/bin/sh", "-c", "sleep 1000")
+    session = await hands.engine.execute(instance.identity.instance, command, {}, terminal=False)
+
+    async def tell() -> None:
+        while True:
+            await session.write(b"x" * 64 * 1024)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2):
+            await tell()
+    async with asyncio.timeout(5):
+        await session.close()
+
+
 async def test_images(hands: Hands) -> None:
     assert await hands.engine.image_present(hands.image)
     missing = "berth-test/no-such-image:1"

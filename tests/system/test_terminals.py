@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import gateway.sessions
 import pytest
 from contracts import sessions
 from contracts.ids import new_id
@@ -91,6 +92,33 @@ async def test_more_than_fits_is_sent_as_it_is_read(customer: Customer, app: str
         text, end = await said(socket)
     assert len(text) == 600_000
     assert end == {"exit_code": 0, "words": None}
+
+
+async def test_who_reads_later_is_waited_for(customer: Customer, app: str, address: str) -> None:
+    """With no more in memory than is under way."""
+    ticket = await customer.call("POST", f"/api/paas/apps/{app}/exec", json={"command": ["sleep 1; cat"]})
+    async with connect(at(address, ticket), max_size=None) as socket:
+        for _ in range(60):
+            await socket.send(sessions.INPUT + b"x" * 50_000)
+        await socket.send(sessions.END_OF_INPUT)
+        text, end = await said(socket)
+    assert len(text) == 3_000_000
+    assert end == {"exit_code": 0, "words": None}
+
+
+async def test_who_never_reads_ends_the_session(
+    customer: Customer, app: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway.sessions, "_ROOM_SECONDS", 0.5)
+    ticket = await customer.call("POST", f"/api/paas/apps/{app}/exec", json={"command": ["sleep 1000"]})
+    async with connect(at(address, ticket)) as socket:
+        for _ in range(30):
+            await socket.send(sessions.INPUT + b"x" * 50_000)
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4503
+    assert closed.value.rcvd.reason == "the process has read nothing of its input for 0.5 s"
 
 
 @pytest.mark.promise("R12.3")

@@ -1,8 +1,8 @@
 """A terminal between a customer and a process on a node: subjects of that node and session only, and frames.
 
 The gateway opens a session with a question whose answer says whether it stands; from then on both sides send
-frames: one letter, then what it carries. The node is told how much has arrived, and sends no more than that
-allows. A side that hears nothing for a while takes the other for gone.
+frames: one letter, then what it carries. Each side is told how much of what it sent has arrived, and sends no
+more than that allows. A side that hears nothing for a while takes the other for gone.
 """
 
 from typing import Literal
@@ -12,13 +12,13 @@ from contracts.model import Model
 from contracts.workload import Slot
 
 # From the customer.
-INPUT, RESIZE, END_OF_INPUT, HANG_UP, ARRIVED = b"i", b"z", b"e", b"c", b"a"
+INPUT, RESIZE, END_OF_INPUT, HANG_UP = b"i", b"z", b"e", b"c"
 # From the process.
 OUTPUT, ERRORS, ENDED = b"o", b"r", b"x"
 # From both.
-ALIVE = b"k"
+ALIVE, ARRIVED = b"k", b"a"
 
-# What may be on its way to a customer who does not read.
+# What may be on its way to one who does not read.
 WINDOW = 256 * 1024
 CHUNK = 32 * 1024
 ALIVE_SECONDS = 10.0
@@ -45,14 +45,24 @@ class Open(Model):
 
 
 class Opened(Model):
-    """`error`: why it does not stand."""
+    """`error`: why it does not stand. `tells`: it says how much input has arrived."""
 
     error: str | None = None
+    tells: bool = False
 
 
 class Ended(Model):
     exit_code: int | None = None
     words: str | None = None
+
+
+def weight(frame: bytes) -> int:
+    """What it takes of a window on its way to a process: one that carries nothing takes room, too."""
+    return 64 + len(frame)
+
+
+def arrived(count: int) -> bytes:
+    return ARRIVED + count.to_bytes(4, "big")
 
 
 def size(rows: int, columns: int) -> bytes:

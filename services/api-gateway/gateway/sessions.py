@@ -1,7 +1,7 @@
 """The customer's end of a terminal: a WebSocket, carried over the bus to the one node that has the process.
 
 Nothing is interpreted here but the letters of the frames. Whoever of the two leaves, the other is told; a
-browser that does not read is waited for, and the node with it.
+browser that does not read is waited for, and the node with it; so is a process, and the browser, for a while.
 """
 
 import asyncio
@@ -28,6 +28,8 @@ _TO_NODE = (sessions.INPUT, sessions.RESIZE, sessions.END_OF_INPUT)
 _MOST_WAITING = 4096
 _PLACED_SECONDS = 30.0
 _ANSWER_SECONDS = 10.0
+# One whom we do not read, the server takes for dead after 40 s, and says nothing.
+_ROOM_SECONDS = 30.0
 # Close codes of our own begin at 4000.
 _REFUSED, _ENDED, _BROKEN = 4403, 1000, 4503
 
@@ -73,12 +75,22 @@ class Relay:
         self._session = new_id("ses")
         self._said: asyncio.Queue[bytes] = asyncio.Queue()
         self._heard_at = desk.clock.monotonic()
+        self._under_way = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        # An older node does not say what has arrived.
+        self._told_of = False
 
     async def carry(self, target: tickets.Target) -> None:
         client = self._desk.bus.client
 
         async def heard(message: Msg) -> None:
             self._heard_at = self._desk.clock.monotonic()
+            if message.data[:1] == sessions.ARRIVED:
+                self._under_way = max(0, self._under_way - int.from_bytes(message.data[1:], "big"))
+                if self._under_way < sessions.WINDOW:
+                    self._room.set()
+                return
             # No honest node sends more than the window allows.
             if self._said.qsize() < _MOST_WAITING:
                 self._said.put_nowait(message.data)
@@ -102,13 +114,14 @@ class Relay:
                 subject, target.opens.model_dump_json().encode(), timeout=_ANSWER_SECONDS
             )
             try:
-                error = Opened.model_validate_json(reply.data).error
+                opened = Opened.model_validate_json(reply.data)
             except ValidationError as broken:
                 raise Unavailable("the node's answer cannot be read") from broken
-            if error is None:
+            if opened.error is None:
+                self._told_of = opened.tells
                 return
             if target.opens.job is None or self._desk.clock.monotonic() >= end:
-                raise Unavailable(error)
+                raise Unavailable(opened.error)
             await self._desk.clock.sleep(0.1)
 
     async def _both_ways(self) -> None:
@@ -134,16 +147,28 @@ class Relay:
             if kind == sessions.ENDED:
                 await _close(self._socket, _ENDED, "")
                 return
-            await self._send(sessions.ARRIVED + (len(frame) - 1).to_bytes(4, "big"))
+            await self._send(sessions.arrived(len(frame) - 1))
 
     async def _to_node(self) -> None:
         while True:
+            await self._wait_for_room()
             try:
                 frame = await self._socket.receive_bytes()
             except (WebSocketDisconnect, KeyError, RuntimeError):
                 return
             if frame[:1] in _TO_NODE and len(frame) <= _LARGEST_FRAME:
                 await self._send(frame)
+                if self._told_of:
+                    self._under_way += sessions.weight(frame)
+                if self._under_way >= sessions.WINDOW:
+                    self._room.clear()
+
+    async def _wait_for_room(self) -> None:
+        try:
+            async with asyncio.timeout(_ROOM_SECONDS):
+                await self._room.wait()
+        except TimeoutError as error:
+            raise Unavailable(f"the process has read nothing of its input for {_ROOM_SECONDS:g} s") from error
 
     async def _mind(self) -> None:
         while not self._desk.closing.is_set():

@@ -17,6 +17,7 @@ from node_agent.engine import Chunk
 _READ = 64 * 1024
 _LONGEST_ERROR = 64 * 1024
 _PATIENCE = 30.0
+_CLOSING_SECONDS = 2.0
 _HEADER = 8
 _STDERR = 2
 
@@ -70,8 +71,14 @@ class DockerSession:
 
     async def close(self) -> None:
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        try:
+            async with asyncio.timeout(_CLOSING_SECONDS):
+                await self._writer.wait_closed()
+        except TimeoutError:
+            # What it was told last it does not read.
+            self._writer.transport.abort()
+        except OSError:
+            return
 
 
 async def connect(

@@ -253,7 +253,7 @@ class Errand:
             code = None if ending is None else ending.exit_code
             if self._remaining() <= 0:
                 raise _End("timed_out", "it ran for too long", code)
-            raise self._stopped("its terminal was closed", code)
+            raise self._stopped(conversation.left, code)
         raise self._ended_by_itself(ending)
 
     async def _hang_up(self, conversation: Conversation) -> None:

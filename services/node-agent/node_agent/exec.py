@@ -1,8 +1,8 @@
 """Terminals to processes of this node: opened by the gateway alone, over subjects of this node and session.
 
 A conversation ends with the process, or ends the process when the customer hangs up or nobody is heard of
-him any more. Output is sent no faster than it arrives, so a customer who does not read stops the process and
-fills nobody's memory.
+him any more. Output is sent no faster than it arrives, and what is told the process no faster than it reads:
+who does not read, stops the other, and fills nobody's memory.
 """
 
 import asyncio
@@ -28,7 +28,10 @@ log = structlog.get_logger("node-agent.exec")
 
 _INTERRUPT, _END_OF_INPUT = b"\x03", b"\x04"
 _MOST = 200
-_WAITING = 10_000
+# What the process has not read yet. Who keeps to the window stays far below.
+_WAITING = 4 * sessions.WINDOW
+_LAST_WORD_SECONDS = 2.0
+_CLOSED = "its terminal was closed"
 
 
 class Conversation:
@@ -38,12 +41,15 @@ class Conversation:
         self.opened = opened
         self._clock = clock
         self._send = send
-        self._heard: asyncio.Queue[bytes] = asyncio.Queue(maxsize=_WAITING)
+        self._heard: asyncio.Queue[bytes] = asyncio.Queue()
+        self._waiting = 0
         self._heard_at = clock.monotonic()
         self._under_way = 0
         self._room = asyncio.Event()
         self._room.set()
         self.gone = asyncio.Event()
+        # Why, in words.
+        self.left = _CLOSED
 
     def hear(self, frame: bytes) -> None:
         self._heard_at = self._clock.monotonic()
@@ -55,11 +61,12 @@ class Conversation:
         elif kind == sessions.HANG_UP:
             self.gone.set()
         elif kind != sessions.ALIVE:
-            if self._heard.full():
-                # He types faster than anybody reads.
-                self.gone.set()
-            else:
+            self._waiting += sessions.weight(frame)
+            if self._waiting <= _WAITING:
                 self._heard.put_nowait(frame)
+            else:
+                self.left = "it was told more than it reads"
+                self.gone.set()
 
     async def carry(self, session: Session) -> bool:
         """Both ways, until the process has said all: true; or until nobody is there any more: false."""
@@ -112,6 +119,9 @@ class Conversation:
                 # The process may have ended since.
                 with contextlib.suppress(BerthError):
                     await session.resize(*size)
+            read = sessions.weight(frame)
+            self._waiting -= read
+            await self._reach(sessions.arrived(read))
 
     async def _mind(self) -> None:
         while True:
@@ -165,7 +175,9 @@ class Sessions:
 
         async def answer(error: str | None) -> None:
             try:
-                await client.publish(message.reply, Opened(error=error).model_dump_json().encode())
+                await client.publish(
+                    message.reply, Opened(error=error, tells=True).model_dump_json().encode()
+                )
             except NatsError as lost:
                 # Who has asked hears nothing, and hangs up.
                 log.info("an answer was not sent", session=name, error=str(lost))
@@ -220,9 +232,14 @@ class Sessions:
             if await conversation.carry(session):
                 code = await session.exit_code()
                 await conversation.end(Ended(exit_code=code, words=words(code) if code else None))
-            elif opened.terminal:
-                # The engine lets it run on when nobody listens: it is told what a closed window tells.
-                await session.write(_INTERRUPT + _END_OF_INPUT)
+            else:
+                await conversation.end(Ended(words=conversation.left))
+                if opened.terminal:
+                    # The engine lets it run on when nobody listens: it is told what a closed window tells.
+                    # One that reads nothing does not hear it.
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_LAST_WORD_SECONDS):
+                            await session.write(_INTERRUPT + _END_OF_INPUT)
             await session.end_input()
         finally:
             await session.close()
