@@ -109,6 +109,15 @@ async def test_a_release_that_ends_at_once_says_with_what(world: World) -> None:
     assert await world.started() == []
 
 
+async def test_one_that_never_stops_to_speak_is_removed_all_the_same(world: World) -> None:
+    world.engine.images["app:talks"] = "talk"
+    app = spec(image="app:talks")
+    await world.want(wanted(app))
+    await world.start()
+    assert not (await world.finished(app)).ok
+    await world.running(app, 0)
+
+
 async def test_one_replica_that_fails_fails_the_release(world: World) -> None:
     app, before = await world.live(count=2)
     new = next_release(app, image="app:2")

@@ -1,8 +1,9 @@
 """A container engine in memory, with instances that really listen, and that can be told to fail.
 
 An instance answers HTTP on a loopback address of its own with its id, so that health checks and a proxy in
-front of it are real. What it does depends on its command: none serves, "exit 3" ends with that code,
-anything else runs and does not listen. `images` says the same for an image whose command is not given.
+front of it are real. What it does depends on its command: none serves, "exit 3" ends with that code, "talk"
+says more each time it is listened to, anything else runs and does not listen. `images` says the same for an
+image whose command is not given.
 That of a job does, step by step: "echo words", "env NAME", "cat" (says what it is told), "sleep 5", "exit 3".
 """
 
@@ -113,6 +114,8 @@ class FakeReader:
         self._after = after
 
     def read(self, most: int) -> list[Line]:
+        if self._container.behaviour == "talk" and self._container.state == "running":
+            self._container.say("and another thing")
         said = zip(tuple(self._container.times), tuple(self._container.log), strict=False)
         found = [Line(at, "stdout", text) for at, text in said if at > self._after]
         if found:
@@ -373,6 +376,7 @@ class FakeEngine:
         for container in self._containers.values():
             if container.restart is not None:
                 container.restart.cancel()
+            container.state = "exited"
             await self._close(container)
             await asyncio.gather(*container.connections)
 

@@ -351,6 +351,8 @@ class Keeper:
             await self._watch.follow(instance)
 
     async def _remove(self, instance: str) -> None:
+        # One that goes on to speak would be read without an end.
+        await self._site.engine.stop(instance, 0)
         await self._site.lines.finish(instance)
         await self._site.engine.remove(instance)
         self._instances.pop(instance, None)
