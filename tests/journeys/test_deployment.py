@@ -130,7 +130,7 @@ async def test_an_app_lives_from_its_source_to_its_end(here: Platform, customer:
     limits = plans["small"]["limits"]
     host = container.attrs["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == limits["memory_mb"] * 1024 * 1024
-    assert host["NanoCpus"] == limits["cpu_millis"] * 1_000_000
+    assert host["CpuQuota"] == limits["cpu_millis"] * 100
     assert host["PidsLimit"] == limits["pids"]
     assert not host["Privileged"]
     assert host["CapDrop"] == ["ALL"]
@@ -247,8 +247,8 @@ async def test_another_plan_restarts_with_its_limits(here: Platform, customer: C
 
     async def grown() -> bool:
         hosts = [one.attrs["HostConfig"] for one in running() if one.id != before.id]
-        return [(host["Memory"], host["NanoCpus"]) for host in hosts] == [
-            (limits["memory_mb"] * 1024 * 1024, limits["cpu_millis"] * 1_000_000)
+        return [(host["Memory"], host["CpuQuota"]) for host in hosts] == [
+            (limits["memory_mb"] * 1024 * 1024, limits["cpu_millis"] * 100)
         ] and len(running()) == 1
 
     await eventually(grown, seconds=30, what="one instance with the plan's limits")

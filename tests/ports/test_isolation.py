@@ -183,10 +183,10 @@ async def test_where_all_want_more_than_there_is_each_has_what_it_was_promised(d
     made = [await tenant(docker, limits=limits.model_copy(update=request)) for request in requests]
     try:
         told = [
-            {name: host[name] for name in ("NanoCpus", "Memory", "CpuShares", "MemoryReservation")}
+            {name: host[name] for name in ("CpuQuota", "Memory", "CpuShares", "MemoryReservation")}
             for host in (docker.inspect(one.name)["HostConfig"] for one in made)
         ]
-        most = {"NanoCpus": cores * 10**9, "Memory": 128 * 2**20}
+        most = {"CpuQuota": cores * 100_000, "Memory": 128 * 2**20}
         assert told == [
             {**most, "CpuShares": 204, "MemoryReservation": 32 * 2**20},
             {**most, "CpuShares": 819, "MemoryReservation": 128 * 2**20},
@@ -213,6 +213,12 @@ async def test_cpu_beyond_the_plan_is_not_given(one: Tenant) -> None:
     used = (await one.hands.engine.usage(one.name)).cpu_seconds - before
     # A quarter of a core for at most two seconds, and what the start of the command took.
     assert 0.1 < used < 0.8
+
+
+async def test_a_plan_may_have_more_cpu_than_the_machine(docker: DockerHands) -> None:
+    millis = 1000 * ((os.cpu_count() or 1) + 1)
+    made = await tenant(docker, limits=Limits(cpu_millis=millis, memory_mb=64, disk_mb=64, pids=32))
+    await docker.engine.remove(made.name)
 
 
 async def test_home_and_tmp_can_be_written_up_to_their_size(one: Tenant) -> None:

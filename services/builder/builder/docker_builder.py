@@ -24,7 +24,7 @@ from builder import marking
 from builder.bases import Bases
 from builder.build_output import BuildOutput
 from builder.docker_steps import ATTEMPT, Steps, sign
-from builder.docker_workshop import CPU_WEIGHT, Workshops, load
+from builder.docker_workshop import CPU_PERIOD, CPU_WEIGHT, Workshops, load
 from builder.engine_api import EngineApi, Refused, tar_of
 from builder.git_sandbox import GitSandbox
 from builder.hints import is_ours
@@ -47,7 +47,6 @@ from builder.registry import OWN, Registries, found_image
 log = structlog.get_logger("builder.engine")
 
 MIB = 1024 * 1024
-_PERIOD = 100_000
 PREFIX, BUILD = "berth.prefix", "berth.build"
 # An app's image is known by its name alone: for a label the engine makes a step of its own, 70 ms.
 # Beside it there may be the images it was built on, where only a customer's log-in opens these.
@@ -141,8 +140,8 @@ class DockerBuilder:
             "forcerm": True,
             "memory": memory,
             "memswap": memory,
-            "cpuperiod": _PERIOD,
-            "cpuquota": order.cpu_millis * _PERIOD // 1000,
+            "cpuperiod": CPU_PERIOD,
+            "cpuquota": order.cpu_millis * CPU_PERIOD // 1000,
             "cpushares": CPU_WEIGHT,
             "networkmode": self.network,
             "extrahosts": sign(order),

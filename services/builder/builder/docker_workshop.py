@@ -23,6 +23,7 @@ log = structlog.get_logger("builder.workshop")
 MIB = 1024 * 1024
 # Of a build, where a core that is promised to instances has 1024: what is promised goes first.
 CPU_WEIGHT = 256
+CPU_PERIOD = 100_000
 CACHE = "/cache"
 _LONGEST_PART = 64 * 1024
 
@@ -61,7 +62,9 @@ class Workshops:
             "SecurityOpt": ["no-new-privileges"],
             "Memory": memory,
             "MemorySwap": memory,
-            "NanoCpus": order.cpu_millis * 1_000_000,
+            # Not as a number of CPUs: of those the engine takes no more than the machine has.
+            "CpuPeriod": CPU_PERIOD,
+            "CpuQuota": order.cpu_millis * CPU_PERIOD // 1000,
             "CpuShares": CPU_WEIGHT,
             "PidsLimit": self.pids,
             "Ulimits": [{"Name": "fsize", "Soft": order.disk_mb * MIB, "Hard": order.disk_mb * MIB}],

@@ -46,6 +46,7 @@ _CALLS = 8
 # A stop holds its thread for as long as the instance takes to end.
 _STOPS = 32
 _MIB = 1024 * 1024
+_CPU_PERIOD = 100_000
 _LOG_TAIL_BYTES = 64 * 1024
 _STATES: dict[str, State] = {
     "created": "created",
@@ -217,7 +218,9 @@ class DockerEngine:
                 mem_limit=memory,
                 memswap_limit=memory,
                 mem_reservation=limits.reserved_memory_mb * _MIB,
-                nano_cpus=limits.cpu_millis * 1_000_000,
+                # Not as a number of CPUs: of those the engine takes no more than the machine has.
+                cpu_period=_CPU_PERIOD,
+                cpu_quota=limits.cpu_millis * _CPU_PERIOD // 1000,
                 # Its weight where all want more than there is: 1024 for each core that is promised.
                 cpu_shares=max(2, limits.reserved_cpu_millis * 1024 // 1000),
                 pids_limit=limits.pids,
