@@ -118,6 +118,14 @@ async def test_one_that_never_stops_to_speak_is_removed_all_the_same(world: Worl
     await world.running(app, 0)
 
 
+async def test_what_leaves_is_stopped_whatever_fails(world: World) -> None:
+    app, (name,) = await world.live()
+    world.engine.fail_next("stop", ValueError("nobody has thought of this"))
+    await world.want(wanted(app.model_copy(update={"state": "stopped"}), 2))
+    assert (await world.stopped(name)).reason == "stopped"
+    await world.running(app, 0)
+
+
 async def test_one_replica_that_fails_fails_the_release(world: World) -> None:
     app, before = await world.live(count=2)
     new = next_release(app, image="app:2")

@@ -74,9 +74,16 @@ class Departures:
                 await self._engine.remove(instance)
                 await self._tenures.finish(instance, code)
                 return
-            except (BerthError, OSError) as error:
+            except Exception as error:
+                # Whatever it is: nobody besides would stop it, and it is metered until it has stopped.
                 if pause == _FIRST_PAUSE:
-                    log.warning("an instance cannot be stopped yet", instance=instance, error=str(error))
+                    known = isinstance(error, BerthError | OSError)
+                    log.warning(
+                        "an instance cannot be stopped yet",
+                        instance=instance,
+                        error=str(error),
+                        exc_info=None if known else error,
+                    )
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
