@@ -14,15 +14,14 @@ from urllib.parse import quote
 
 from contracts import image_reference
 from contracts.credentials import RegistryLogin
-from contracts.errors import InvalidInput, NotFound, ProviderFailed
-from contracts.git_address import is_public
+from contracts.errors import InvalidInput, ProviderFailed
 from contracts.image_reference import HUB, ImageReference
 
+from builder import registry_address
 from builder.build_output import BuildOutput
 from builder.engine_api import EngineApi, Refused
 from builder.hints import is_ours
 from builder.image_builder import BuiltImage, Say, StepFailed
-from builder.repository import resolve
 
 MIB = 1024 * 1024
 CHECK_NAME = "Check its name and tag; for a private one, PUT …/credentials/registry sets a log-in."
@@ -51,7 +50,10 @@ class Registries:
         known = str(reference).removeprefix(f"{HUB}/")
         if known.startswith((OWN, f"{self.own or OWN}/")) or is_an_apps(known):
             raise StepFailed("source", f"the image {reference} is the platform's own")
-        await self._require_public(reference)
+        try:
+            await self._require_public(reference.host)
+        except InvalidInput as error:
+            raise StepFailed("source", f"the image {reference}: {error.message}") from error
         if login is not None and login.host != reference.host:
             login = None
         # Also of one that is named by it: what is here by another's log-in, the engine gives without asking.
@@ -93,16 +95,9 @@ class Registries:
             raise ProviderFailed(f"the image could not be pushed: {output.error or 'no digest came back'}")
         return digest
 
-    async def _require_public(self, reference: ImageReference) -> None:
-        if reference.host == HUB or self.allow_private:
-            return
-        host, _, port = reference.host.rpartition(":") if ":" in reference.host else (reference.host, "", "")
-        try:
-            address = await resolve(host.strip("[]"), int(port or 443))
-        except NotFound as error:
-            raise StepFailed("source", f"the image {reference}: {error.message}") from error
-        if not is_public(address):
-            raise StepFailed("source", f"the image {reference} is on a private address")
+    async def _require_public(self, registry: str) -> None:
+        if registry != HUB and not self.allow_private:
+            await registry_address.require_public(registry)
 
     async def _digest(self, reference: ImageReference, login: RegistryLogin | None) -> str:
         try:
@@ -129,16 +124,11 @@ class Registries:
                     raise _too_large(largest)
 
     async def pull_base(self, base: str, say: Say, *, trusted: bool) -> None:
-        first, _, rest = base.partition("/")
-        trusted = trusted or self.allow_private
-        if not trusted and rest and ("." in first or ":" in first or first == "localhost"):
-            host, _, port = first.partition(":")
-            try:
-                address = await resolve(host, int(port) if port.isdecimal() else 443)
-            except NotFound as error:
-                raise StepFailed("build", f"the base image {base}: {error.message}") from error
-            if not is_public(address):
-                raise StepFailed("build", f"the base image {base} is on a private address")
+        try:
+            if not trusted:
+                await self._require_public(image_reference.parse(base).host)
+        except InvalidInput as error:
+            raise StepFailed("build", f"the base image {base}: {error.message}") from error
         await say("platform", f"Pulling {base}")
         if "@" in base:
             # What is here by another's log-in, the engine would give without asking the registry.
