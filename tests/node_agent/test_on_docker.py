@@ -142,3 +142,27 @@ async def test_a_job_in_a_real_container(real: World, docker: DockerHands) -> No
         return not await docker.engine.jobs()
 
     await eventually(clean, what="the end of the containers")
+
+
+async def test_registries_that_do_not_answer_stop_pulls_and_nothing_else(docker: DockerHands) -> None:
+    asked, released = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await released.wait()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    pulls = [asyncio.create_task(docker.engine.pull(f"{host}/app/{n}:1")) for n in range(12)]
+    try:
+        async with asyncio.timeout(20):
+            await asked.wait()
+        # All that can be under way are, by now.
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(5):
+            await docker.engine.instances()
+    finally:
+        server.close()
+        released.set()
+        await asyncio.gather(*pulls, return_exceptions=True)

@@ -43,6 +43,8 @@ T = TypeVar("T")
 log = structlog.get_logger("node-agent.engine")
 
 _CALLS = 8
+# A pull holds its thread for as long as a registry likes.
+_PULLS = 3
 # A stop holds its thread for as long as the instance takes to end.
 _STOPS = 32
 _MIB = 1024 * 1024
@@ -79,6 +81,7 @@ class DockerEngine:
         self._tmp_mb = tmp_mb
         self._own = {labels.PREFIX: prefix, labels.NODE: node}
         self._calls = ThreadPoolExecutor(_CALLS, "engine")
+        self._pulls = ThreadPoolExecutor(_PULLS, "engine-pull")
         self._stops = ThreadPoolExecutor(_STOPS, "engine-stop")
         self._connecting = threading.Lock()
         # Networks and addresses are looked up and then taken: one at a time.
@@ -95,8 +98,9 @@ class DockerEngine:
             if self._connected is None:
                 from docker import APIClient
 
+                most = _CALLS + _PULLS + _STOPS + 1
                 self._connected = APIClient(
-                    base_url=self._url, version="auto", timeout=120, max_pool_size=_CALLS + _STOPS + 1
+                    base_url=self._url, version="auto", timeout=120, max_pool_size=most
                 )
             return self._connected
 
@@ -108,8 +112,8 @@ class DockerEngine:
         return await asyncio.get_running_loop().run_in_executor(pool or self._calls, run)
 
     async def close(self) -> None:
-        self._calls.shutdown(wait=False, cancel_futures=True)
-        self._stops.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._calls, self._pulls, self._stops):
+            pool.shutdown(wait=False, cancel_futures=True)
         if self._connected is not None:
             self._connected.close()
 
@@ -159,7 +163,7 @@ class DockerEngine:
                     raise ProviderFailed(line["error"])
 
         try:
-            await self._call(pull)
+            await self._call(pull, self._pulls)
         except (NotFound, ProviderFailed) as error:
             raise ProviderFailed(f"image {image} could not be pulled: {error.message}") from error
 
