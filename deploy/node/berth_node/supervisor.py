@@ -6,6 +6,7 @@ end, and the instances go on. One runs at a time: a lock says so.
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -26,6 +27,8 @@ ENGINE = Run("dockerd", "the container engine", ("dockerd",))
 SOON = 20.0
 LONGEST_PAUSE = 60.0
 _PATIENCE = 45.0
+_LOG_LIMIT = 16 * 1024 * 1024
+_LOOK_EVERY = 30.0
 # No secret of whoever starts it travels into a service.
 _PLAIN = ("PATH", "HOME", "LANG", "TZ")
 _NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -57,6 +60,17 @@ class Kept:
         if self._thread.is_alive() and process is not None:
             process.kill()
             self._thread.join()
+
+    def rotate_log(self) -> None:
+        """The service goes on writing to the same file, at its new end."""
+        if self._log.exists() and self._log.stat().st_size > _LOG_LIMIT:
+            old = self._log.with_suffix(".log.1")
+            try:
+                shutil.copyfile(self._log, old)
+            except OSError:
+                # The disk is full, and this is what gives it room.
+                old.unlink(missing_ok=True)
+            os.truncate(self._log, 0)
 
     def _keep(self) -> None:
         pause = 1.0
@@ -103,7 +117,9 @@ def supervise(layout: Layout, part: Part) -> int:
         kept = [Kept(run, logs / f"{run.name}.log") for run in wanted]
         for one in kept:
             one.start()
-        ended.wait()
+        while not ended.wait(_LOOK_EVERY):
+            for one in kept:
+                one.rotate_log()
         for one in kept:
             one.stop()
         for one in kept:
