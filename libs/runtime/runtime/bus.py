@@ -47,6 +47,7 @@ T = TypeVar("T")
 TRACE_HEADER = "Berth-Trace"
 _ID = "Nats-Msg-Id"
 _LISTEN_BATCH = 500
+_HEADERS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,11 @@ class Bus:
         if self._client is None:
             raise Unavailable("the message bus is not connected yet; try again")
         return self._client
+
+    @property
+    def largest(self) -> int:
+        """The bytes a message may have that carries headers besides."""
+        return self.client.max_payload - _HEADERS
 
     def jetstream(self) -> JetStreamContext:
         return self.client.jetstream(timeout=10)

@@ -25,6 +25,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from runtime.bus import TRACE_HEADER, Bus
+from runtime.parking import KEEP, alert
 from runtime.service import Many, Service
 from runtime.store import PLATFORM, Store, Tx
 from runtime.streams import EVENT_AGE_DAYS, EVENT_STREAM, declare
@@ -228,32 +229,14 @@ class Delivery:
         event_id = (message.headers or {}).get("Nats-Msg-Id") or f"seq-{message.metadata.sequence.stream}"
         try:
             async with self._store.transaction(PLATFORM) as tx:
-                await tx.execute(
-                    insert(ParkedRow)
-                    .values(
-                        event_id=event_id,
-                        subject=message.subject,
-                        payload=message.data,
-                        headers=dict(message.headers or {}),
-                        error=f"{type(error).__name__}: {error}",
-                        tries=message.metadata.num_delivered or 1,
-                    )
-                    .on_conflict_do_nothing()
-                )
+                connection = await tx.connection()
+                headers = orjson.dumps(dict(message.headers or {})).decode()
+                words = f"{type(error).__name__}: {error}"
+                tries = message.metadata.num_delivered or 1
+                row = (event_id, message.subject, message.data, headers, words, tries)
+                await connection.execute(KEEP, row)
                 if message.subject != AlertRaised.name:
-                    tx.publish(
-                        AlertRaised(
-                            id=f"park-{self._service.name}-{event_id}"[:80],
-                            service=self._service.name,
-                            severity="critical",
-                            title="A message was parked",
-                            details={
-                                "subject": message.subject,
-                                "event": event_id,
-                                "error": str(error)[:500],
-                            },
-                        )
-                    )
+                    tx.publish(alert(self._service.name, message.subject, event_id, str(error)))
         except Exception:
             log.exception("could not park", service=self._service.name, event_id=event_id)
             await message.nak(delay=backoff(int(message.metadata.num_delivered or 1)))
@@ -276,9 +259,13 @@ class Delivery:
             return False
         try:
             event = understand(row.subject, row.payload)
-            handler = self._service.handles[type(event)]
+            handler = self._service.handles.get(type(event))
             async with self._store.transaction(PLATFORM) as tx:
                 await tx.execute(delete(ParkedRow).where(ParkedRow.event_id == row.event_id))
+                if handler is None:
+                    # Its own, which the bus did not take.
+                    tx.publish(event)
+                    return True
                 await tx.execute(insert(InboxRow).values(event_id=event.id).on_conflict_do_nothing())
                 if isinstance(handler, Many):
                     await handler.handler([event], tx)

@@ -2,16 +2,19 @@
 
 Rows go as one atomic batch: the server makes it durable with one fsync, where single messages cost one
 each. A batch that holds a message the server has seen is refused whole; then each is sent by itself and
-the server drops the double.
+the server drops the double. A message the server would never take is parked, so that those behind it leave.
 """
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from contracts.errors import Unavailable
+from psycopg import AsyncConnection
 
 from runtime.bus import Bus, Outgoing
+from runtime.parking import KEEP, alert
 from runtime.store import Store
 from runtime.telemetry import Telemetry
 
@@ -51,14 +54,23 @@ class Relay:
             if not rows:
                 return False
             rows.sort()
-            messages = [
-                Outgoing(event_id, subject, payload, carrier)
-                for _, event_id, subject, payload, carrier in rows
-            ]
-            await self.bus.publish_all(messages)
+            messages = [Outgoing(*row) for _, *row in rows]
+            largest = self.bus.largest
+            await self.bus.publish_all(
+                [m if len(m.payload) <= largest else await self._park(m, connection) for m in messages]
+            )
         self.telemetry.relayed.labels(self.service).inc(len(rows))
         self._told = self._told or len(rows) == self.batch
         return self._told
+
+    async def _park(self, message: Outgoing, connection: AsyncConnection[Any]) -> Outgoing:
+        """The alert, which leaves in its place."""
+        error = f"{len(message.payload)} bytes are more than the message bus takes ({self.bus.largest})"
+        headers = f'{{"Nats-Msg-Id": "{message.id}"}}'
+        await connection.execute(KEEP, (message.id, message.subject, message.payload, headers, error, 0))
+        log.error("parked", service=self.service, subject=message.subject, event_id=message.id, error=error)
+        told = alert(self.service, message.subject, message.id, error)
+        return Outgoing(told.id, told.subject(), told.model_dump_json().encode(), message.carrier)
 
     async def drain(self, seconds: float) -> None:
         """At the end of a process: send what is left, as long as somebody listens."""
