@@ -106,6 +106,8 @@ async def app(here: World, customer: Customer) -> str:
         pytest.param({"health": {"kind": "exec"}}, id="an unknown health check"),
         pytest.param({"health": {"path": "health"}}, id="a health path without a slash"),
         pytest.param({"health": {"retries": 0}}, id="no retry"),
+        pytest.param({"health": {"kind": "command", "command": ["x" * 999] * 5}}, id="a long health command"),
+        pytest.param({"health": {"kind": "command", "command": ["a\x01"]}}, id="a health command of no text"),
         pytest.param({"health": {"interval_seconds": "NaN"}}, id="a time that is none"),
         pytest.param({"build": {"dockerfile": "../Dockerfile"}}, id="a Dockerfile outside"),
         pytest.param({"build": {"dockerfile": "/etc/passwd"}}, id="an absolute Dockerfile"),

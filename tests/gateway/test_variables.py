@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from contracts import variables
-from contracts.events import AppChanged, AppDeleted
+from contracts.events import AppChanged, AppDeleted, JobEnded, JobRequested
+from contracts.jobs import Job
 from contracts.queries import WorkloadsAfter
 from contracts.workload import WorkloadSpec
 from gateway.tables import WorkloadRow
@@ -14,7 +15,7 @@ from runtime.seal import Seal
 from runtime.store import PLATFORM
 
 from tests.customer import Customer, Refused
-from tests.gateway.world import SOURCE, World
+from tests.gateway.world import SOURCE, World, finished, started, succeeded
 
 MASK = "********"
 
@@ -51,6 +52,53 @@ async def refused(customer: Customer, app: str, changes: Any) -> Refused:
     with pytest.raises(Refused) as error:
         await customer.call("PATCH", path(app), **body)
     return error.value
+
+
+# Six bytes each in JSON, which is then sealed.
+HEAVY = "".join(f"HEAVY{number}='{chr(1) * (LARGEST_VALUE - 10)}'\n" for number in range(2)).encode()
+
+
+async def test_what_no_message_would_hold_is_refused(here: World, customer: Customer) -> None:
+    processes = {"web": "run", "worker": "x" * 100_000}
+    app = await customer.create("env-heavy")
+    before = await here.build(await customer.deploy(app, SOURCE), processes=processes)
+    assert len(before.processes["worker"].command or "") == 100_000
+    with pytest.raises(Refused, match="may take 600000") as error:
+        await customer.call("POST", path(app, "/import"), content=HEAVY)
+    assert (error.value.status, error.value.error["code"]) == (413, "too_large")
+    assert await revealed(customer, app) == {}
+    await customer.call("POST", f"/api/paas/apps/{app}/stop")
+    assert (await here.spec(app)).generation == before.generation + 1
+
+
+@pytest.mark.parametrize("phase", [{}, {"release": "migrate"}])
+async def test_a_release_that_no_message_would_hold_fails_with_a_reason(
+    here: World, customer: Customer, phase: dict[str, str]
+) -> None:
+    app = await customer.create(f"env-full-{len(phase)}")
+    await customer.call("POST", path(app, "/import"), content=HEAVY)
+    deployment = await customer.deploy(app, SOURCE)
+    request = await here.requested(deployment)
+    processes = {"web": "run", "worker": "x" * 100_000, **phase}
+    await here.say(started(request), finished(request, succeeded(processes=processes)))
+    if phase:
+        job = await here.harness.event(JobRequested, lambda e: e.job.spec.id == app)
+        await here.say(job_ended(job.job))
+    view = await customer.call("GET", f"/api/paas/deployments/{deployment}")
+    assert (view["status"], "may take 600000" in (view["reason"] or "")) == ("failed", True)
+    shown = await customer.call("GET", f"/api/paas/apps/{app}")
+    assert (shown["status"], list(shown["processes"])) == ("failed", ["web"])
+
+
+def job_ended(job: Job) -> JobEnded:
+    return JobEnded(
+        job=job.id,
+        kind=job.kind,
+        workload=job.spec.id,
+        organization=job.spec.organization,
+        deployment=job.spec.deployment,
+        outcome="succeeded",
+    )
 
 
 @pytest.mark.promise("U4")

@@ -52,6 +52,12 @@ async def test_what_is_no_volume_is_refused_and_changes_nothing(here: World, cus
             await add(customer, app, name, path, size)
         assert refused.value.status in (status, 400, 422), refused.value
         assert words in str(refused.value), (words, str(refused.value))
+    for number in range(1, 20):
+        await add(customer, app, f"more-{number}", f"/more{number}", 16)
+    with pytest.raises(Refused, match="at most 20 volumes"):
+        await add(customer, app, "one-too-many", "/many", 16)
+    for number in range(1, 20):
+        await customer.call("DELETE", f"/api/paas/apps/{app}/volumes/more-{number}")
     with pytest.raises(Refused, match="cannot become smaller"):
         await customer.call("PATCH", f"/api/paas/apps/{app}/volumes/data", json={"size_mb": 32})
     with pytest.raises(Refused, match="no such volume"):

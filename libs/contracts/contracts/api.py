@@ -212,6 +212,9 @@ class ChooseBuild(Strict):
         return BuildSettings(**self.model_dump())
 
 
+LONGEST_CHECK = 4_000
+
+
 class ChooseHealth(Strict):
     kind: Literal["tcp", "http", "command"] = "tcp"
     # For a check by command: a program and its arguments, run inside the instance. No shell reads them.
@@ -228,6 +231,10 @@ class ChooseHealth(Strict):
     def _has_a_command(self) -> Self:
         if (self.kind == "command") != bool(self.command):
             raise ValueError("`command` belongs to a check of kind command, and only there")
+        if sum(len(word.encode()) for word in self.command) > LONGEST_CHECK:
+            raise ValueError(f"`command` has more than {LONGEST_CHECK} bytes; put it into a script")
+        if any(ord(character) < 32 or ord(character) == 127 for word in self.command for character in word):
+            raise ValueError("`command` has a control character; put it into a script")
         return self
 
     def check(self) -> HealthCheck:

@@ -22,7 +22,7 @@ from runtime.store import PLATFORM, Store, Tx, scoped
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
-from gateway import pages
+from gateway import pages, sizes
 from gateway.desk import Desk
 from gateway.permissions import Member
 from gateway.tables import JobLineRow, JobRow, WorkloadRow
@@ -181,6 +181,7 @@ def ask(
     skipped: str | None = None,
 ) -> JobRow:
     """`skipped`: why it is only noted and nobody is asked."""
+    sizes.require_sendable(spec)
     job = Job(
         id=new_id("job"),
         kind=kind,

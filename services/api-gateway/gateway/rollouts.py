@@ -8,7 +8,7 @@ the last one that did.
 from datetime import datetime
 from typing import Any
 
-from contracts.errors import NotFound
+from contracts.errors import NotFound, TooLarge
 from contracts.events import (
     BuildFinished,
     BuildStarted,
@@ -22,11 +22,11 @@ from contracts.events import (
 )
 from contracts.ids import new_id
 from contracts.jobs import JobKind
-from contracts.workload import BuildCancelled, BuildFailed, BuildSucceeded, Process
+from contracts.workload import BuildCancelled, BuildFailed, BuildSucceeded, Process, WorkloadSpec
 from runtime.store import Tx
 from sqlalchemy import func, select, update
 
-from gateway import activity, jobs, sleep, status, workloads
+from gateway import activity, jobs, sizes, sleep, status, workloads
 from gateway.desk import Desk
 from gateway.status import Blockage, Placement, Rollout
 from gateway.tables import DeploymentRow, JobRow, ReleaseRow, WorkloadRow
@@ -105,10 +105,12 @@ async def _built(
     if command is None:
         go_live(tx, row, deployment, release)
         return
-    deployment.reason = _RELEASE_RUNS
     spec = workloads.spec_of(row).model_copy(
         update={"image": release.image, "release": release.id, "deployment": deployment.id}
     )
+    if _too_large(deployment, spec):
+        return
+    deployment.reason = _RELEASE_RUNS
     jobs.ask(
         tx,
         row,
@@ -122,6 +124,10 @@ async def _built(
 
 
 def go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: ReleaseRow) -> None:
+    """Where its commands fit beside the app's variables; before anything of the app is touched."""
+    wanted = {"image": release.image, "processes": workloads.processes_of(row, release)}
+    if _too_large(deployment, workloads.spec_of(row).model_copy(update=wanted)):
+        return
     had = set(row.processes)
     workloads.use_release(row, release)
     new = [
@@ -134,7 +140,16 @@ def go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: Releas
         for name in sorted(new)
     ]
     row.state, row.suspended = "running", False
-    workloads.change(tx, row)
+    workloads.tell(tx, row)
+
+
+def _too_large(deployment: DeploymentRow, spec: WorkloadSpec) -> bool:
+    try:
+        sizes.require_sendable(spec)
+    except TooLarge as error:
+        _enter(deployment, "failed", error.message)
+        return True
+    return False
 
 
 async def job_blocked(event: JobBlocked, tx: Tx) -> None:
@@ -257,7 +272,7 @@ async def _weigh(tx: Tx, row: WorkloadRow, log_tail: tuple[str, ...] = ()) -> No
             good = await tx.get(ReleaseRow, row.good_release) if row.good_release else None
             workloads.use_release(row, good)
             row.live = good is not None and verdict.running > 0
-            workloads.change(tx, row)
+            workloads.tell(tx, row)
         case "blocked" if deployment.status in ("deploying", "blocked"):
             _enter(deployment, "blocked", verdict.reason)
         case "pending" if deployment.status == "blocked":

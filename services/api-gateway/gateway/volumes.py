@@ -6,7 +6,7 @@ which the file system has to be put under; for that moment the app is away.
 
 from pathlib import PurePosixPath
 
-from contracts.errors import Conflict, InvalidInput, NotFound, Unavailable
+from contracts.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, Unavailable
 from contracts.ids import new_id
 from contracts.queries import CopiesOf, UsageOf
 from contracts.volumes_api import AddVolume, GrowVolume, UsedVolume, VolumeList, VolumeUseList
@@ -21,6 +21,7 @@ from gateway.tables import PlanRow, WorkloadRow
 
 router = APIRouter(prefix="/api", tags=["volumes"])
 
+MOST = 20
 # What the image and the engine keep there is not to be hidden.
 _SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr")
 
@@ -48,6 +49,8 @@ async def add_volume(app: str, new: AddVolume, caller: Member) -> VolumeList:
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
         there = volumes_of(row)
+        if len(there) >= MOST:
+            raise QuotaExceeded(f"an app has at most {MOST} volumes; use folders of one", most=MOST)
         _require_place(made, there)
         return await _change(tx, row, (*there, made))
 

@@ -1,6 +1,7 @@
 """The workload: a customer's intent, its generation, and the specification everybody else follows.
 
-Invariant: `change` is the only way a generation rises, and the specification leaves in the same transaction.
+Invariant: a generation rises by `change`, or by `tell` where nothing may refuse it, and the specification
+leaves in the same transaction.
 A function that changes a workload holds its row's lock, and calls `settle` at its end.
 """
 
@@ -15,7 +16,7 @@ from runtime.store import Tx
 from sqlalchemy import case, func, select, true, update
 from sqlalchemy import delete as remove
 
-from gateway import funds, jobs, outages, status
+from gateway import funds, jobs, outages, sizes, status
 from gateway.status import Blockage, Facts, Placement, Rollout, Verdict
 from gateway.tables import CredentialRow, DeploymentRow, ReleaseRow, SourceRow, WorkloadRow
 
@@ -79,6 +80,12 @@ def no_such_app(workload: str) -> NotFound:
 
 
 def change(tx: Tx, row: WorkloadRow) -> None:
+    sizes.require_sendable(spec_of(row))
+    tell(tx, row)
+
+
+def tell(tx: Tx, row: WorkloadRow) -> None:
+    """A change to less than before, or one that has been measured."""
     _raise_generation(row)
     tx.publish(AppChanged(spec=spec_of(row).model_copy(update={"trace": tx.trace})))
 
@@ -101,18 +108,19 @@ def use_release(row: WorkloadRow, release: ReleaseRow | None) -> None:
     if release is None:
         row.image = row.release = row.deployment = None
         return
+    set_processes(row, processes_of(row, release))
+    row.image, row.release, row.deployment = release.image, release.id, release.deployment
+    row.port = row.chosen_port or release.port or DEFAULT_PORT
+
+
+def processes_of(row: WorkloadRow, release: ReleaseRow) -> dict[str, Process]:
     had = {name: Process.model_validate(process) for name, process in row.processes.items()}
     # The release phase has run by now, and is no process of instances.
     commands = {name: c for name, c in release.processes.items() if name != "release"} or {"web": None}
-    set_processes(
-        row,
-        {
-            name: Process(command=command, replicas=had[name].replicas if name in had else int(name == "web"))
-            for name, command in commands.items()
-        },
-    )
-    row.image, row.release, row.deployment = release.image, release.id, release.deployment
-    row.port = row.chosen_port or release.port or DEFAULT_PORT
+    return {
+        name: Process(command=command, replicas=had[name].replicas if name in had else int(name == "web"))
+        for name, command in commands.items()
+    }
 
 
 async def start(tx: Tx, row: WorkloadRow) -> None:
@@ -141,7 +149,7 @@ async def stop(tx: Tx, row: WorkloadRow) -> None:
     row.suspended = False
     if row.state == "running":
         row.state, row.live = "stopped", False
-        change(tx, row)
+        tell(tx, row)
     await settle(tx, row)
 
 
@@ -150,7 +158,7 @@ async def suspend(tx: Tx, row: WorkloadRow) -> None:
     await jobs.cancel_all(tx, row.id, "release", "run", "cron")
     if row.state == "running" and row.image is not None:
         row.state, row.live, row.suspended = "stopped", False, True
-        change(tx, row)
+        tell(tx, row)
     await settle(tx, row)
 
 

@@ -1,0 +1,20 @@
+"""How much an app may say of itself: every word about it travels whole, in one message of the bus. PURE.
+
+A message holds a megabyte; what is measured here leaves room for what else stands in it.
+"""
+
+from contracts.errors import TooLarge
+from contracts.workload import WorkloadSpec
+
+LARGEST_SPEC = 600_000
+
+
+def require_sendable(spec: WorkloadSpec) -> None:
+    size = len(spec.model_dump_json().encode())
+    if size > LARGEST_SPEC:
+        raise TooLarge(
+            f"the app's variables, commands and volumes take {size} bytes together, and may take "
+            f"{LARGEST_SPEC}; shorten them, or keep large values in a file of the source",
+            app=spec.id,
+            limit=LARGEST_SPEC,
+        )
