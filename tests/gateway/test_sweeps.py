@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 from contracts.events import AppChanged, DeploymentRequested
-from contracts.queries import DeploymentsPending, PendingDeployments
+from contracts.queries import DeploymentsPending, PendingDeployments, WorkloadsAfter
 from gateway import sweeps
 from runtime.store import PLATFORM
 from sqlalchemy import text
 
 from tests.customer import Customer
-from tests.gateway.world import SOURCE, World, started
+from tests.gateway.world import SOURCE, World, finished, started, succeeded
 
 
 @pytest.fixture
@@ -116,6 +116,39 @@ async def test_the_builder_can_ask_what_waits(here: World) -> None:
     assert [r.deployment for r in mine] == [waiting[0], waiting[2]]
     first = await here.requested(waiting[0])
     assert mine[0] == first.model_copy(update={"id": mine[0].id, "at": mine[0].at, "trace": None})
+
+
+async def test_however_much_the_apps_say_every_answer_is_whole_and_fits_into_its_messages(
+    here: World,
+) -> None:
+    customer = await here.customer()
+    build = {"arguments": {f"A{number}": "x" * 2000 for number in range(50)}}
+    apps = [await customer.create(f"wordy-{number}", build=build) for number in range(13)]
+    for app in apps[11:]:
+        content = f"LARGE='{chr(1) * 32_000}'"
+        await customer.call("POST", f"/api/paas/apps/{app}/variables/import", content=content)
+    waiting = [await customer.deploy(app, SOURCE) for app in apps]
+    bus = await here.harness.everybody()
+    taken: list[str] = []
+    while len(taken) < len(waiting):
+        answer: PendingDeployments = await bus.ask(DeploymentsPending())
+        mine = [request for request in answer.requests if request.organization == customer.organization]
+        assert mine
+        for request in mine:
+            taken.append(request.deployment)
+            await here.say(started(request))
+            await here.say(finished(request, succeeded(processes={"web": "x" * 100_000})))
+    assert taken == waiting
+
+    found, question = [], WorkloadsAfter()
+    while True:
+        page = await bus.ask(question)
+        found += [spec.id for spec in page.specs]
+        if page.next is None:
+            break
+        question = WorkloadsAfter(after=page.next)
+    assert len(found) == len(set(found))
+    assert set(apps) <= set(found)
 
 
 async def test_what_is_old_is_tidied_away(here: World, desk: Any) -> None:

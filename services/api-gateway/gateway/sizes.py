@@ -4,9 +4,11 @@ A message holds a megabyte; what is measured here leaves room for what else stan
 """
 
 from contracts.errors import TooLarge
+from contracts.model import Model
 from contracts.workload import WorkloadSpec
 
 LARGEST_SPEC = 600_000
+LARGEST_PAGE = 800_000
 
 
 def require_sendable(spec: WorkloadSpec) -> None:
@@ -18,3 +20,15 @@ def require_sendable(spec: WorkloadSpec) -> None:
             app=spec.id,
             limit=LARGEST_SPEC,
         )
+
+
+class Page:
+    """As many as fit into one answer; always one, if there is one."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def takes(self, one: Model) -> bool:
+        empty = not self._bytes
+        self._bytes += len(one.model_dump_json().encode())
+        return empty or self._bytes <= LARGEST_PAGE
