@@ -54,6 +54,18 @@ async def test_another_plan_means_other_limits_and_another_rate(here: World, cus
     assert (await here.spec(app)).generation == spec.generation
 
 
+async def test_another_plan_of_the_same_size_means_other_instances(here: World, customer: Customer) -> None:
+    app, before = await here.live(customer, "same-size")
+    limits = before.limits.model_dump(exclude_none=True)
+    body = {"name": "as-small", "title": "As small", "limits": limits, "max_replicas": 2}
+    admin = await here.administrator()
+    await admin.call("POST", "/api/admin/paas/plans", json={**body, "hourly": "0.001", "monthly": "0.5"})
+    await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "as-small"})
+    spec = await here.spec(app)
+    assert spec.rate.micros_per_hour == 1000
+    assert spec.fingerprint() != before.fingerprint()
+
+
 @pytest.mark.promise("R18.5")
 async def test_a_smaller_plan_is_refused_while_the_app_does_not_fit(here: World, customer: Customer) -> None:
     app, _ = await here.live(customer, "too-large", plan="medium")

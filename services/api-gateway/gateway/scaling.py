@@ -80,9 +80,13 @@ async def change_plan(app: str, chosen: ChoosePlan, caller: Member) -> Response:
                 )
             if plan.micros_per_hour > row.micros_per_hour:
                 await wallets.require_funds(tx, row.organization)
+            before = workloads.spec_of(row).fingerprint()
             row.plan, row.limits, row.needs = plan.name, plan.limits, plan.needs
             row.copy_minutes = plan.copy_minutes
             row.micros_per_hour, row.currency = plan.micros_per_hour, plan.currency
+            if workloads.spec_of(row).fingerprint() == before:
+                # A meter keeps the rate it began with: who would run on unchanged is replaced all the same.
+                row.restarts += 1
             workloads.change(tx, row)
             await workloads.settle(tx, row)
     return await shown(caller, app)
