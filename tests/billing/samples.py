@@ -7,7 +7,7 @@ from typing import Any
 from billing.charging import Charging, close
 from billing.metering import Metering
 from billing.periods import EPOCH, tick_id
-from contracts.events import BillingTick, CreditGranted, InstanceStarted, InstanceStopped
+from contracts.events import BillingTick, CreditGranted, InstanceStarted, InstanceStopped, NodeRemoved
 from contracts.ids import new_id
 from contracts.money import Money, Rate
 from contracts.workload import Slot
@@ -83,11 +83,13 @@ class Biller:
         self.charging = Charging(self.runtime, "USD", period_seconds)
         self.metering = Metering(self.runtime, "USD", lambda: None)
 
-    async def record(self, *events: InstanceStarted | InstanceStopped) -> None:
+    async def record(self, *events: InstanceStarted | InstanceStopped | NodeRemoved) -> None:
         for event in events:
             async with self.runtime.store.transaction(PLATFORM) as tx:
                 if isinstance(event, InstanceStarted):
                     await self.metering.started([event], tx)
+                elif isinstance(event, NodeRemoved):
+                    await self.metering.node_removed(event, tx)
                 else:
                     await self.metering.stopped([event], tx)
 

@@ -167,6 +167,7 @@ SAMPLES: tuple[Model, ...] = (
         log_tail=("boom",),
     ),
     _event(events.SleepChanged, **OF_APP, node="local", asleep=True, words="it sleeps"),
+    _event(events.NodeRemoved, node="n3", last_seen_at=AT - timedelta(seconds=9)),
     _event(events.JobRequested, job=JOB),
     _event(events.JobCancelled, **OF_APP, job=JOB.id),
     _event(events.JobBlocked, **OF_APP, job=JOB.id, reasons={"local": "memory short by 256 MB"}),

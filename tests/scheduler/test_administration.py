@@ -1,8 +1,11 @@
 """What an administrator decides about nodes, how they are drained and removed, what is told of them."""
 
+from datetime import timedelta
+
 import pytest
 from contracts.errors import Conflict, NotFound
 from contracts.events import AlertRaised, AppChanged
+from contracts.events import NodeRemoved as Removal
 from contracts.queries import AllNodes, NodeChanged, NodeLimits, NodeOf, NodeRemoved
 from contracts.reports import NodeUsage
 from runtime.store import PLATFORM
@@ -125,8 +128,11 @@ async def test_by_force_its_work_starts_elsewhere(scheduler: Stage) -> None:
     await scheduler.bus.ask(NodeRemoved(node="n1", force=True))
     await scheduler.told("n2", app, slots=1)
     assert await scheduler.desired("n1", app.id) is None
-    # Nobody waits for it any more.
+    # Nobody waits for it any more, nor pays for what it did after its last word.
     await scheduler.harness.settle()
+    (removal,) = await scheduler.harness.events(Removal)
+    assert removal.node == "n1"
+    assert removal.at - removal.last_seen_at >= timedelta(seconds=200)
     alerts = [(a.title, a.about, a.over) for a in await scheduler.harness.events(AlertRaised)]
     assert alerts == [
         ("Node n1 is offline", "node/n1/silence", False),

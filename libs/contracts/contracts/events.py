@@ -251,6 +251,15 @@ class SleepChanged(NodeEvent):
     words: str | None = None
 
 
+class NodeRemoved(Event):
+    """A node was taken out. Its machine may run on, heard by nobody; one that joins under its name later is
+    another node."""
+
+    name = "node.removed"
+    node: NodeName
+    last_seen_at: Moment
+
+
 # --- one-off work ------------------------------------------------------------------------------------------
 
 
@@ -384,6 +393,7 @@ EVENTS: tuple[type[Event], ...] = (
     InstanceCrashed,
     RolloutFinished,
     SleepChanged,
+    NodeRemoved,
     JobRequested,
     JobCancelled,
     JobBlocked,

@@ -8,6 +8,7 @@ from contracts.events import (
     CreditGranted,
     InstanceStarted,
     InstanceStopped,
+    NodeRemoved,
     WalletChanged,
 )
 from contracts.queries import StatementOf, WalletOf
@@ -34,6 +35,7 @@ def create(runtime: Runtime) -> Service:
         handles={
             InstanceStarted: many(metering.started),
             InstanceStopped: many(metering.stopped),
+            NodeRemoved: metering.node_removed,
             CreditGranted: ledger.credit,
             BillingTick: functools.partial(close, charge.nudge),
         },

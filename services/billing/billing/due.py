@@ -62,6 +62,12 @@ async def begin(tx: Tx) -> None:
     await (await tx.connection()).execute(_SHARE, prepare=True)
 
 
+async def begin_alone(tx: Tx) -> None:
+    """Comes first where every span has to be seen that was recorded before, and whoever records one after has
+    to see what is written here."""
+    await (await tx.connection()).execute(_ALONE, prepare=True)
+
+
 async def touched(tx: Tx, changes: Iterable[Changed]) -> None:
     real = [c for c in changes if c.until is None or c.since < c.until]
     if not real:
@@ -75,8 +81,8 @@ async def touched(tx: Tx, changes: Iterable[Changed]) -> None:
 
 async def ended(tx: Tx, start: datetime, end: datetime) -> None:
     """Makes the period due for everybody of whom something ran in it."""
+    await begin_alone(tx)
     connection = await tx.connection()
-    await connection.execute(_ALONE, prepare=True)
     recorded = await connection.execute(_RECORDED, (start, end), prepare=True)
     if await recorded.fetchone() is None:
         raise Stale(f"no period from {start} to {end} has ended here")

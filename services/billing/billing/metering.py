@@ -1,15 +1,16 @@
 """Records when instances ran: one span each, opened and closed by the agents' events.
 
 Invariant: the same facts give the same span, in whatever order and however often they come. Of two starts the
-first counts, of two stops the earlier. Called by `app` for `instance.started` and `instance.stopped`.
+first counts, of two stops the earlier; and the removal of a node is a stop, at its last word, of all that had
+begun on it. Called by `app` for `instance.started`, `instance.stopped` and `node.removed`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, LiteralString, TypeAlias
 
 from contracts.errors import InvalidInput
-from contracts.events import InstanceStarted, InstanceStopped
+from contracts.events import InstanceStarted, InstanceStopped, NodeRemoved
 from psycopg import AsyncConnection
 from runtime.runtime import Runtime
 from runtime.store import Tx
@@ -44,6 +45,24 @@ update span set stopped_at = closed.at, unseen_since = null
 from unnest(%s::text[], %s::timestamptz[]) as closed(instance, at) where span.instance = closed.instance
 """
 
+_REMOVED = "insert into removal (node, at, heard_at) values (%s, %s, %s) on conflict do nothing"
+
+# The first removal after its start is that of its machine; a later one is of another under the same name.
+_LEFT_BEHIND = """
+select span.instance, span.organization, coalesce(span.stopped_at, span.unseen_since),
+    greatest(span.started_at, removal.heard_at)
+from span cross join lateral (
+    select heard_at from removal
+    where removal.node = span.node and removal.at > span.started_at order by removal.at limit 1
+) removal
+where {which} and (span.stopped_at is null or span.stopped_at > greatest(span.started_at, removal.heard_at))
+order by span.instance for no key update of span
+"""
+
+_THESE = _LEFT_BEHIND.format(which="span.instance = any(%s)")
+
+_OF_NODE = _LEFT_BEHIND.format(which="span.node = %s and (span.stopped_at is null or span.stopped_at > %s)")
+
 
 class Metering:
     def __init__(self, runtime: Runtime, currency: str, charge: Callable[[], None]) -> None:
@@ -58,6 +77,15 @@ class Metering:
         latest_first = sorted(events, key=lambda event: event.stopped_at, reverse=True)
         await self._record({event.instance: event for event in latest_first}, tx)
 
+    async def node_removed(self, event: NodeRemoved, tx: Tx) -> None:
+        """What its machine runs on, cut off, is nobody's to pay."""
+        await due.begin_alone(tx)
+        connection = await tx.connection()
+        heard_at = min(event.last_seen_at, event.at)
+        await connection.execute(_REMOVED, (event.node, event.at, heard_at), prepare=True)
+        await due.touched(tx, await self._leave_behind(connection, _OF_NODE, event.node, heard_at))
+        tx.after_commit(self._charge)
+
     async def _record(self, facts: Mapping[str, Fact], tx: Tx) -> None:
         await due.begin(tx)
         connection = await tx.connection()
@@ -65,6 +93,7 @@ class Metering:
         known = {instance for (instance,) in await cursor.fetchall()}
         opened = await self._open(connection, [f for f in facts.values() if f.instance not in known])
         changes = [Changed(f.organization, f.started_at, _stopped_at(f)) for f in opened]
+        changes += await self._leave_behind(connection, _THESE, [f.instance for f in opened])
         rest = facts.keys() - {f.instance for f in opened}
         changes += await self._close(
             connection, {i: f for i in rest if isinstance(f := facts[i], InstanceStopped)}
@@ -120,6 +149,16 @@ class Metering:
                 _CLOSE, ([f.instance for f in closed], [f.stopped_at for f in closed]), prepare=True
             )
         return changes
+
+    async def _leave_behind(
+        self, connection: AsyncConnection[Any], which: LiteralString, *parameters: object
+    ) -> list[Changed]:
+        cursor = await connection.execute(which, parameters, prepare=True)
+        found = await cursor.fetchall()
+        if found:
+            ends = [instance for instance, *_ in found], [end for *_, end in found]
+            await connection.execute(_CLOSE, ends, prepare=True)
+        return [changed_end(organization, believed, end) for _, organization, believed, end in found]
 
     def _check(self, fact: Fact) -> None:
         if fact.rate.currency != self._currency:

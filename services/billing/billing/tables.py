@@ -1,4 +1,4 @@
-"""Billing's tables: spans of instances, periods and what is due of them, charges, and the ledger.
+"""Billing's tables: spans of instances, removals of nodes, periods and their dues, charges, and the ledger.
 
 Invariants kept by the database itself: periods do not overlap; an instance is charged once per period and
 round; a posting's entries sum to zero; charges, postings and entries are never changed or deleted.
@@ -35,6 +35,15 @@ class SpanRow(Base):
         Index("span_stopped_at", "stopped_at"),
         Index("span_node", "node", postgresql_where=text("stopped_at is null")),
     )
+
+
+class RemovalRow(Base):
+    """A node was taken out: what began on it before ends, at the latest, when it was last heard."""
+
+    __tablename__ = "removal"
+    node: Mapped[str] = mapped_column(Text, primary_key=True)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    heard_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
 class PeriodRow(Base):

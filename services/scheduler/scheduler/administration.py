@@ -6,6 +6,7 @@ locked wherever something is promised of it. Answers queries of the gateway.
 
 from collections.abc import Callable
 
+from contracts import events
 from contracts.errors import Conflict, NotFound, Unavailable
 from contracts.queries import NodeChanged, NodeInfo, NodeRemoved, Removed
 from runtime.runtime import Runtime
@@ -99,8 +100,9 @@ class Administration:
                 )
             if await tx.scalars(_placed_on(node).where(PlacementRow.workload.not_in(placed))):
                 raise Unavailable(f"{node} was given work this very moment; try again")
+            now = self._runtime.clock.now()
             if key is not None:
-                key.removed_at = self._runtime.clock.now()
+                key.removed_at = now
             await tx.execute(delete(PlacementRow).where(PlacementRow.node == node))
             told = await tx.scalars(select(ProjectionRow.workload).where(ProjectionRow.node == node))
             await tx.execute(delete(ProjectionRow).where(ProjectionRow.node == node))
@@ -112,6 +114,8 @@ class Administration:
                 for trouble in troubles:
                     title = f"Node {node} is removed"
                     tx.publish(about_node(node, row.region, trouble, "warning", title, over=True))
+                # One that was never heard has run nothing.
+                tx.publish(events.NodeRemoved(at=now, node=node, last_seen_at=row.last_seen_at))
             await tx.execute(delete(NodeRow).where(NodeRow.name == node))
             await tx.execute(update(WorkloadRow).where(WorkloadRow.id.in_(placed)).values(due_at=func.now()))
             tx.after_commit(self._place)

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 
+from contracts import events
 from contracts.events import (
     AlertRaised,
     AppChanged,
@@ -77,9 +78,9 @@ def create(runtime: Runtime) -> Service:
     held = Held(runtime)
     held.on_change(copy.nudge)
 
-    async def started(events: Sequence[InstanceStarted], tx: Tx) -> None:
-        await relief.started(events, tx)
-        await moves.started(events, tx)
+    async def started(facts: Sequence[InstanceStarted], tx: Tx) -> None:
+        await relief.started(facts, tx)
+        await moves.started(facts, tx)
 
     door, joining, peers = Door(runtime), Joining(runtime), Peers(runtime)
     administration = Administration(runtime, door, peers, place.nudge)
@@ -101,6 +102,7 @@ def create(runtime: Runtime) -> Service:
             JobBlocked,
             JobPlaced,
             JobEnded,
+            events.NodeRemoved,
             AlertRaised,
         ),
         answers={
