@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from contracts.api import UsageView, WalletView
-from contracts.events import CreditGranted, WalletChanged
+from contracts.events import CreditGranted, JobCancelled, WalletChanged
 from contracts.ids import new_id
 from contracts.money import Money
 from contracts.queries import Charge, Statement
@@ -107,6 +107,19 @@ async def test_a_suspended_app_may_be_stopped_and_scaled_down(here: World) -> No
     shown = await customer.call("POST", f"/api/paas/apps/{app}/scale", json={"replicas": 1})
     assert (shown["status"], shown["replicas"]) == ("suspended", 1)
     assert (await customer.call("POST", f"/api/paas/apps/{app}/stop"))["status"] == "stopped"
+
+
+async def test_commands_of_a_stopped_app_end_with_the_money(here: World) -> None:
+    customer = await here.customer()
+    app, _ = await here.live(customer, "at-rest")
+    await customer.call("POST", f"/api/paas/apps/{app}/stop")
+    job = await customer.call(
+        "POST", f"/api/paas/apps/{app}/run", json={"command": "mine", "timeout_seconds": 86_400}
+    )
+    await here.balance(customer.organization, 5, sequence=1)
+    assert not [e for e in await here.harness.events(JobCancelled) if e.job == job["id"]]
+    await here.balance(customer.organization, -5, sequence=2)
+    assert [e for e in await here.harness.events(JobCancelled) if e.job == job["id"]]
 
 
 async def test_a_charge_that_crosses_a_credit_suspends_nobody(here: World) -> None:

@@ -10,7 +10,7 @@ from runtime.store import Tx
 from sqlalchemy import select, true
 from sqlalchemy.dialects.postgresql import insert
 
-from gateway import funds, workloads
+from gateway import funds, jobs, workloads
 from gateway.tables import WalletRow, WorkloadRow
 
 
@@ -51,7 +51,11 @@ async def apply(tx: Tx, organization: str) -> None:
     for row in rows:
         if empty and runs(row):
             await workloads.suspend(tx, row)
-        elif row.suspended:
+            continue
+        if empty:
+            # Commands of a stopped app cost as much as others.
+            await jobs.cancel_all(tx, row.id, "run", "cron")
+        if row.suspended:
             await workloads.settle(tx, row)
 
 
