@@ -9,7 +9,10 @@ from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
 from contracts.reports import CopiesHeld, CopyState, VolumeUse
 from contracts.workload import NodeWorkload, Volume, WorkloadSpec
+from runtime.store import PLATFORM
+from scheduler.facts import facts_of
 from scheduler.held import Held
+from scheduler.moves import Moves
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -360,3 +363,44 @@ async def test_what_a_home_has_had_is_not_to_be_made_there_again(scheduler: Stag
     assert (await told_when(scheduler, "n1", app)).revision == told.revision, "it is told once"
     await silence(scheduler, "n1", others=("n2",))
     assert (await scheduler.told("n2", app, slots=1)).made == (VOLUME.id,), "what is in its copy"
+
+
+async def transfers(stage: Stage) -> list[tuple[str, str]]:
+    return [tuple(row) for row in await stage.runtime.store.read("select workload, why from transfer")]
+
+
+async def look_after(stage: Stage) -> None:
+    """One look at the data of workloads, from its begin to its end."""
+    [copies] = [one for one in stage.harness.hosts["scheduler"].service.loops if one.name == "copies"]
+    await copies.work()
+
+
+async def test_a_copy_of_volumes_that_are_taken_away_is_not_waited_for(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler, copy_minutes=10)
+    await scheduler.joins("n2")
+    await order(scheduler, "n2", app)
+    bare = newer(app, volumes=())
+    await scheduler.harness.publish(AppChanged(spec=bare))
+    await scheduler.told("n1", bare, slots=1)
+    drop = await order(scheduler, "n2", app, role="drop")
+    await says(scheduler, "n2", app, drop, phase="dropped")
+    assert await transfers(scheduler) == []
+    assert (await scheduler.node("n2")).allocated.disk_mb == 0
+
+
+async def test_a_copy_that_got_on_before_it_was_judged_goes_on(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler, copy_minutes=10)
+    await scheduler.joins("n2")
+    await order(scheduler, "n2", app)
+    moves = Moves(scheduler.runtime, lambda: None, lambda: None)
+    for undone in (False, True):
+        # As whoever found it hopeless a moment ago.
+        async with scheduler.runtime.store.transaction(PLATFORM) as tx:
+            connection = await tx.connection()
+            if undone:
+                await connection.execute("update node set status = 'offline' where name = 'n2'")
+            facts = await facts_of(connection, app.id)
+            assert facts is not None
+            await moves.judge(tx, connection, facts)
+            rows = await (await connection.execute("select 1 from transfer")).fetchall()
+        assert bool(rows) == (not undone)

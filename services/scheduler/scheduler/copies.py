@@ -22,16 +22,13 @@ from scheduler import homing, rehome
 from scheduler.facts import Facts, facts_of, wait
 from scheduler.fleet import NOTHING, Fleet, Room
 from scheduler.homing import AT_ONCE
-from scheduler.moves import Moves
+from scheduler.moves import HOPELESS, Moves
 from scheduler.orders import Orders
 from scheduler.roster import Roster
 
 BATCH = 100
 # A node that could take the data may have joined or come back by then.
 NOWHERE = timedelta(seconds=20)
-# A move whose instances have ended goes back when nothing has come over for so long, and for the time that
-# both ends may take to read all of it.
-PATIENCE = timedelta(minutes=3)
 
 # Without data there is nothing to look for, and a platform that has none looks by one question.
 _DATA = """
@@ -71,16 +68,6 @@ where w.in_force ->> 'copy_minutes' is not null and w.in_force ->> 'state' <> 'd
             and c.taken_at > %(now)s - (w.in_force ->> 'copy_minutes')::int * interval '1 minute'
     )
 order by w.copy_after nulls first, w.id limit %(limit)s
-"""
-
-_UNDER_WAY = """
-select t.workload from transfer t
-left join node s on s.name = t.source left join node n on n.name = t.target
-left join workload w on w.id = t.workload
-where coalesce(s.status, '') <> 'online' or n.status <> 'online' or n.draining or w.bound <> t.source
-    or (t.why = 'move' and t.mode = 'frozen' and not s.draining)
-    or (t.mode = 'final' and t.moved_at < %s - t.total_mb * interval '20 ms')
-    or w.in_force ->> 'state' = 'deleted' or (t.why = 'copy' and w.in_force ->> 'copy_minutes' is null)
 """
 
 # Held where there is nothing to be held for; more of them than are wanted; one lost of those a plan had.
@@ -148,7 +135,7 @@ class Copies:
     async def _look_after(self) -> None:
         now = self._runtime.clock.now()
         await self._each(_LOST, (BATCH,), self._go_on)
-        await self._each(_UNDER_WAY, (now - PATIENCE,), self._moves.judge)
+        await self._each(HOPELESS, {"now": now, "only": None}, self._moves.judge)
         await self._each(_DRAINED, (now, BATCH), self._begin_move)
         await self._each(_UNCOPIED, {"now": now, "limit": BATCH}, self._begin_copy)
         await self._each(_SURPLUS, (BATCH,), self._drop)

@@ -26,6 +26,25 @@ from scheduler.fleet import Room
 # Before another is begun, after one that failed.
 PAUSE = timedelta(minutes=2)
 
+# A move whose instances have ended goes back when nothing has come over for so long, and for the time that
+# both ends may take to read all of it.
+PATIENCE = timedelta(minutes=3)
+
+# What is under way and cannot go on as it is.
+HOPELESS = f"""
+select t.workload from transfer t
+left join node s on s.name = t.source left join node n on n.name = t.target
+left join workload w on w.id = t.workload
+where (%(only)s::text is null or t.workload = %(only)s) and (
+    coalesce(s.status, '') <> 'online' or n.status <> 'online' or n.draining
+    or w.bound is distinct from t.source
+    or (t.why = 'move' and t.mode = 'frozen' and not s.draining)
+    or (t.mode = 'final'
+        and t.moved_at < %(now)s - interval '{PATIENCE.total_seconds()} s' - t.total_mb * interval '20 ms')
+    or w.in_force ->> 'state' = 'deleted' or (t.why = 'copy' and w.in_force ->> 'copy_minutes' is null)
+)
+"""
+
 _COMPLETE = """
 insert into copy (workload, node, id, taken_at, digest, volumes, complete_at)
 values (%(workload)s, %(node)s, %(id)s, %(taken)s, %(digest)s, %(volumes)s, %(now)s)
@@ -218,8 +237,10 @@ class Moves:
     # --- what does not go well -----------------------------------------------------------------------
 
     async def judge(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
-        """Of one under way that cannot go on as it is."""
-        if facts.transfer is None:
+        """Of one under way that cannot go on as it is; asked again, as it may have got on before the lock."""
+        asked = {"now": self._runtime.clock.now(), "only": facts.id}
+        cursor = await connection.execute(HOPELESS, asked, prepare=True)
+        if facts.transfer is None or await cursor.fetchone() is None:
             return
         source = await (
             await connection.execute("select status from node where name = %s", (facts.bound,), prepare=True)
