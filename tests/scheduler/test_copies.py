@@ -1,6 +1,6 @@
 """Data of workloads, as the scheduler has it copied, moved and gone on with: the nodes are played."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from contracts.copies import CopyOrder
@@ -404,3 +404,68 @@ async def test_a_copy_that_got_on_before_it_was_judged_goes_on(scheduler: Stage)
             await moves.judge(tx, connection, facts)
             rows = await (await connection.execute("select 1 from transfer")).fetchall()
         assert bool(rows) == (not undone)
+
+
+async def next_copy(stage: Stage, app: WorkloadSpec) -> tuple[datetime | None, int]:
+    """When there may be another, and how many in a row have failed."""
+    async with stage.runtime.store.transaction(PLATFORM) as tx:
+        rows = await (await tx.connection()).execute(
+            "select copy_after, copy_failures from workload where id = %s", (app.id,)
+        )
+        ((after, failures),) = await rows.fetchall()
+    return after, failures
+
+
+async def gets_stuck(stage: Stage, app: WorkloadSpec) -> None:
+    """Its node says for 11 minutes that it does not get on."""
+    for _ in range(2):
+        ((copy, target),) = await stage.runtime.store.read(
+            "select id, target from transfer where workload = %s", (app.id,)
+        )
+        words = "n1: its volumes could not be read"
+        await Moves(stage.runtime, lambda: None, lambda: None).heard(
+            [CopyState(node=target, copy_id=copy, workload=app.id, phase="copying", words=words)]
+        )
+        stage.harness.clock.advance(330)
+        await alive(stage, "n1", app)
+        await alive(stage, "n2")
+
+
+async def test_copies_that_do_not_get_on_leave_their_turn_to_others(scheduler: Stage) -> None:
+    await scheduler.joins("n1", memory_mb=10_000)
+    apps = [stateful(copy_minutes=10) for _ in range(3)]
+    for app in apps:
+        await scheduler.harness.publish(AppChanged(spec=app))
+        await scheduler.told("n1", app, slots=1)
+    await scheduler.joins("n2", memory_mb=10_000)
+
+    async def two() -> bool:
+        return len(await transfers(scheduler)) == 2
+
+    await eventually(two, what="two copies at a time")
+    first = {workload for workload, _ in await transfers(scheduler)}
+    for app in apps:
+        if app.id in first:
+            await gets_stuck(scheduler, app)
+    await look_after(scheduler)
+    [third] = [app for app in apps if app.id not in first]
+    told = await order(scheduler, "n2", third)
+    await says(scheduler, "n2", third, told)
+
+
+async def test_a_copy_that_fails_again_and_again_is_tried_later_and_later(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler, copy_minutes=10)
+    await scheduler.joins("n2")
+    for times in (1, 2, 3):
+        await order(scheduler, "n2", app, role="take")
+        await gets_stuck(scheduler, app)
+        await look_after(scheduler)
+        after, failures = await next_copy(scheduler, app)
+        assert after is not None
+        pause = after - scheduler.harness.clock.now()
+        assert (failures, pause > timedelta(minutes=2**times - 1)) == (times, True)
+        scheduler.harness.clock.advance(pause.total_seconds() + 1)
+        await alive(scheduler, "n1", app)
+        await alive(scheduler, "n2")
+    await says(scheduler, "n2", app, await order(scheduler, "n2", app, role="take"))
+    assert await next_copy(scheduler, app) == (None, 0), "and what has been made is over with"

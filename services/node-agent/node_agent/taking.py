@@ -174,6 +174,7 @@ class Taker:
                 else:
                     block = await self._ask("block", volume, index)
                     self.progress.sent += len(block)
+                    self.progress.words = None
                     await self._throttle.take(len(block))
                 if len(block) != length or (exact and digest(block) != expected):
                     raise ProviderFailed("a block is not that of the copy; it begins again")

@@ -53,7 +53,7 @@ select w.id from workload w join node n on n.name = w.bound
 where n.draining and n.status = 'online' and not w.moving and w.in_force ->> 'state' <> 'deleted'
     and (w.copy_after is null or w.copy_after <= %s)
     and not exists (select from transfer t where t.workload = w.id)
-order by w.id limit %s
+order by w.copy_after nulls first, w.id limit %s
 """
 
 _UNCOPIED = """

@@ -14,7 +14,8 @@ from scheduler.homing import Copy
 from scheduler.reconcile import Demand
 
 _FACTS = """
-select w.id, w.organization, w.generation, w.bound, w.home, w.proven, w.moving, w.in_force::text,
+select w.id, w.organization, w.generation, w.bound, w.home, w.proven, w.moving, w.copy_failures,
+    w.in_force::text,
     array(select row_to_json(c) from copy c where c.workload = w.id order by c.node),
     (select row_to_json(t) from transfer t where t.workload = w.id)
 from workload w where w.id = %s
@@ -30,6 +31,8 @@ class Facts:
     generation: int
     bound: str | None
     moving: bool
+    # Copies given up in a row.
+    copy_failures: int
     spec: WorkloadSpec
     copies: tuple[Copy, ...]
     held: Mapping[str, Mapping[str, Any]]
@@ -52,13 +55,14 @@ async def facts_of(connection: AsyncConnection[Any], workload: str) -> Facts | N
         return None
     row = await (await connection.execute(_FACTS, (workload,), prepare=True)).fetchone()
     assert row is not None, "it is locked"
-    id, organization, generation, bound, _, _, moving, spec, copies, transfer = row
+    id, organization, generation, bound, _, _, moving, failures, spec, copies, transfer = row
     return Facts(
         id,
         organization,
         generation,
         bound,
         moving,
+        failures,
         WorkloadSpec.model_validate_json(spec),
         tuple(
             Copy(
@@ -81,7 +85,12 @@ def reserved_by(transfer: Mapping[str, Any] | None, node: str) -> Room:
     return Room(transfer["cpu_millis"], transfer["memory_mb"], transfer["disk_mb"])
 
 
-async def wait(connection: AsyncConnection[Any], workload: str, until: datetime) -> None:
+async def wait(
+    connection: AsyncConnection[Any], workload: str, until: datetime | None, *, failures: int | None = None
+) -> None:
+    """No copy of it is begun before. `failures`: how many were given up in a row by now."""
     await connection.execute(
-        "update workload set copy_after = %s where id = %s", (until, workload), prepare=True
+        "update workload set copy_after = %s, copy_failures = coalesce(%s, copy_failures) where id = %s",
+        (until, failures, workload),
+        prepare=True,
     )

@@ -23,12 +23,14 @@ from scheduler import rehome
 from scheduler.facts import Facts, facts_of, reserved_by, wait
 from scheduler.fleet import Room
 
-# Before another is begun, after one that failed.
-PAUSE = timedelta(minutes=2)
+# Before another is begun, after one that failed: twice as long each time, since others wait for its turn.
+PAUSE, LONGEST_PAUSE = timedelta(minutes=2), timedelta(days=1)
 
 # A move whose instances have ended goes back when nothing has come over for so long, and for the time that
 # both ends may take to read all of it.
 PATIENCE = timedelta(minutes=3)
+# One that its node says does not get on leaves its turn to others after so long.
+STUCK = timedelta(minutes=10)
 
 # What is under way and cannot go on as it is.
 HOPELESS = f"""
@@ -39,6 +41,7 @@ where (%(only)s::text is null or t.workload = %(only)s) and (
     coalesce(s.status, '') <> 'online' or n.status <> 'online' or n.draining
     or w.bound is distinct from t.source
     or (t.why = 'move' and t.mode = 'frozen' and not s.draining)
+    or (t.mode = 'frozen' and t.stuck_since < %(now)s - interval '{STUCK.total_seconds()} s')
     or (t.mode = 'final'
         and t.moved_at < %(now)s - interval '{PATIENCE.total_seconds()} s' - t.total_mb * interval '20 ms')
     or w.in_force ->> 'state' = 'deleted' or (t.why = 'copy' and w.in_force ->> 'copy_minutes' is null)
@@ -56,7 +59,8 @@ on conflict (workload, node) do update set id = excluded.id, taken_at = excluded
 _PROGRESS = """
 update transfer set done_mb = %(done)s, total_mb = %(total)s, sent_mb = %(sent)s, words = %(words)s,
     moved_at = case when (done_mb, sent_mb) is distinct from (%(done)s::bigint, %(sent)s::bigint)
-        then %(now)s else moved_at end
+        then %(now)s else moved_at end,
+    stuck_since = case when %(words)s::text is not null then coalesce(stuck_since, %(now)s) end
 where workload = %(workload)s and id = %(id)s and target = %(node)s
 """
 
@@ -139,12 +143,14 @@ class Moves:
         await connection.execute(_COMPLETE, done, prepare=True)
         tx.after_commit(self._nudge)
         if transfer["why"] == "copy":
+            await wait(connection, facts.id, None, failures=0)
             await connection.execute("delete from transfer where workload = %s", (facts.id,), prepare=True)
         elif transfer["mode"] == "frozen":
             # What is left is little: its instances end, and the last of it follows.
             await rehome.leave(connection, facts.id, str(facts.bound))
             await connection.execute(
-                "update transfer set mode = 'final', id = %s, secret = %s, moved_at = %s, words = null "
+                "update transfer set mode = 'final', id = %s, secret = %s, moved_at = %s, words = null, "
+                "stuck_since = null "
                 "where workload = %s",
                 (new_id("cpy"), secrets.token_urlsafe(32), now, facts.id),
                 prepare=True,
@@ -190,6 +196,7 @@ class Moves:
         await connection.execute(
             "delete from copy where workload = %s and node = %s", (facts.id, target), prepare=True
         )
+        await wait(connection, facts.id, None, failures=0)
         lost = lost_until is not None
         tx.publish(
             VolumesMoved(
@@ -259,7 +266,8 @@ class Moves:
         assert transfer is not None
         await self._release(connection, facts)
         await connection.execute("delete from transfer where workload = %s", (facts.id,), prepare=True)
-        await wait(connection, facts.id, self._runtime.clock.now() + PAUSE)
+        pause = min(PAUSE * 2 ** min(facts.copy_failures, 16), LONGEST_PAUSE)
+        await wait(connection, facts.id, self._runtime.clock.now() + pause, failures=facts.copy_failures + 1)
         if facts.moving:
             # Its data is where it was.
             demand = facts.demand

@@ -219,8 +219,9 @@ class WorkloadRow(Base):
     made: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     # Its instances have been told to end, and the last of its data is on its way: it is not placed meanwhile.
     moving: Mapped[bool] = mapped_column(server_default=text("false"))
-    # No copy is begun before, because one has failed.
+    # No copy is begun before, because so many in a row have failed, or there was nowhere to.
     copy_after: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    copy_failures: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     __table_args__ = (
         Index("workload_due_at", "due_at", postgresql_where=text("due_at is not null")),
         Index("workload_blocked", "region", postgresql_where=text("blocked is not null")),
@@ -300,6 +301,8 @@ class TransferRow(Base):
     total_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     sent_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     words: Mapped[str | None] = mapped_column(Text)
+    # Since when it has had such words without a break.
+    stuck_since: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     # Of a move: reserved on the target for the instances that are to run there.
     cpu_millis: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     memory_mb: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
