@@ -492,6 +492,10 @@ class FakeEngine:
             len(body),
             body,
         )
+        if container.server is None:
+            # It came while the instance ended.
+            writer.close()
+            return
         task = asyncio.current_task()
         assert task is not None
         container.connections[task] = writer

@@ -57,10 +57,10 @@ async def test_an_image_that_calls_itself_a_job_is_an_instance_like_any_other(do
         plan = replace(plan, identity=replace(plan.identity, deployment=None))
         made = await docker.engine.create(plan)
         await docker.engine.start(made.identity.instance)
-        [found] = await docker.engine.instances()
+        [found] = await docker.engine.instances(plan.identity.workload)
         assert found.identity == plan.identity
         assert found.address == made.address
-        assert await docker.engine.jobs() == ()
+        assert plan.identity.workload not in {job.identity.workload for job in await docker.engine.jobs()}
         await docker.engine.remove(made.identity.instance)
     finally:
         docker.client.remove_image(tag, force=True)
@@ -83,7 +83,7 @@ async def test_a_step_of_a_build_is_not_believed(docker: DockerHands, stranger: 
         stranger({**node, ADDRESS: "x"})
         stranger({**node, **labels_of(replace(made.identity, instance=new_id("ins"))), ADDRESS: made.address})
         stranger({**own, ADDRESS: "10.0.0.1"})
-        [found] = await docker.engine.instances()
+        [found] = await docker.engine.instances(made.identity.workload)
         assert found.address == made.address
         other = await started(docker, organization=made.identity.organization)
         assert other.address != made.address
