@@ -342,7 +342,7 @@ class FakeEngine:
         used = self.uses.get(container.blueprint.identity.instance)
         return used or Usage(0.5, 16 * 2**20)
 
-    async def written(self, instance: str) -> int:
+    async def written(self, instance: str, most: int) -> int:
         self._called("written")
         return self.writes.get(self._container(instance).blueprint.identity.instance, 0)
 

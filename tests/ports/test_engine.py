@@ -230,7 +230,7 @@ async def test_usage_counts_what_it_takes(hands: Hands) -> None:
     usage = await hands.engine.usage(instance.identity.instance)
     assert usage.cpu_seconds > 0
     assert 0 < usage.memory_bytes < 64 * 2**20
-    assert await hands.engine.written(instance.identity.instance) >= 0
+    assert await hands.engine.written(instance.identity.instance, 2**30) >= 0
     before = usage.cpu_seconds
     assert (await hands.engine.usage(instance.identity.instance)).cpu_seconds >= before
 

@@ -230,20 +230,47 @@ async def test_home_and_tmp_can_be_written_up_to_their_size(one: Tenant) -> None
     assert (await one.run("rm", "/tmp/big"))[0] == 0
 
 
-@pytest.mark.promise("R14.2")
-async def test_what_an_image_calls_a_volume_counts_as_written(docker: DockerHands) -> None:
-    dockerfile = f"FROM {docker.image}\nRUN mkdir --mode 777 /unmeasured\nVOLUME /unmeasured\n"
+PLENTY = 2**30
+# Deeper than a path can be long.
+DIG = "for (1 .. 3000) { mkdir 'd'; chdir 'd' or die $! } open my $f, '>', 'f'; print $f 'x' x (4 << 20)"
+
+
+@pytest.fixture(scope="module")
+async def writer(docker: DockerHands) -> AsyncIterator[Tenant]:
+    """One who may write below `/layer`, and into a volume of its image."""
+    dockerfile = f"FROM {docker.image}\nRUN mkdir --mode 777 /layer /unmeasured\nVOLUME /unmeasured\n"
     image = docker.image.replace("answer", "unmeasured")
     for line in docker.client.build(fileobj=io.BytesIO(dockerfile.encode()), tag=image, rm=True, decode=True):
         assert "error" not in line, line
     made = await tenant(docker, image=image)
     try:
-        assert await docker.engine.written(made.name) < 2**20
-        await made.run("dd", "if=/dev/zero", "of=/unmeasured/big", "bs=1M", "count=4")
-        assert await docker.engine.written(made.name) >= 4 * 2**20
+        yield made
     finally:
         await docker.engine.remove(made.name)
         docker.client.remove_image(image, force=True)
+
+
+@pytest.mark.promise("R14.2")
+@pytest.mark.parametrize("place", ["/layer", "/unmeasured"])
+async def test_whatever_it_writes_counts(writer: Tenant, place: str) -> None:
+    async def written() -> int:
+        return await writer.hands.engine.written(writer.name, PLENTY)
+
+    before = await written()
+    assert before < 2**20
+    await writer.run("dd", "if=/dev/zero", f"of={place}/big", "bs=1M", "count=4")
+    assert await written() >= 4 * 2**20
+    await writer.run("rm", f"{place}/big")
+    # Files of no size take what else there is only so many of.
+    empty = "chdir shift; for (1 .. 2000) { open my $f, '>', \"f$_\" } print 'made'"
+    assert await writer.perl(empty, place) == "made"
+    assert await written() - before >= 2000 * 4096
+    await writer.run("/bin/sh", "-c", f"rm {place}/f*")
+    # What cannot be measured is too much.
+    await writer.perl(f"chdir shift; {DIG}", place)
+    assert await written() > PLENTY
+    await writer.run("rm", "-rf", f"{place}/d")
+    assert await written() < 2**20
 
 
 @pytest.mark.promise("R14.4")

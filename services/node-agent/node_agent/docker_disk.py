@@ -1,46 +1,88 @@
 """What containers have written: into their own layer, and into the volumes that an image declares (`VOLUME`),
-which the engine makes beside it and counts nowhere. Blocking: the engine calls it from its own threads.
+which the engine makes beside it. Walked through where it can be seen from here: the engine counts no empty
+files, and nothing at all where a path is too long for it. Blocking: called from the engine's own threads.
 """
 
+import errno
 import os
+import stat
 from typing import Any
+
+from contracts.errors import ProviderFailed
 
 # An empty file takes room, too: an inode, and its entry.
 _LEAST = 4096
 _BLOCK = 512
+# A path of so many folders is nearly as long as a path can be; each holds two descriptors while it is walked.
+_DEEPEST = 200
+# Never through a link, and without leaving a trace that whoever is measured could see.
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME
+# It was there a moment ago, or was a folder.
+_CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def written(client: Any, filters: dict[str, Any]) -> int:
-    """Bytes, of all containers that are found."""
-    found = client.containers(all=True, size=True, filters=filters)
-    return sum(int(one.get("SizeRw", 0)) + sum(map(held, _own_volumes(client, one))) for one in found)
-
-
-def _own_volumes(client: Any, container: dict[str, Any]) -> list[str]:
-    if not any(mount["Type"] == "volume" for mount in container["Mounts"]):
-        return []
-    # The list does not say where they are.
-    mounts = client.inspect_container(container["Id"])["Mounts"]
-    return [mount["Source"] for mount in mounts if mount["Type"] == "volume"]
-
-
-def held(folder: str) -> int:
-    """What is below a folder, whoever changes it meanwhile."""
-    total, waiting = 0, [folder]
-    while waiting:
+def written(client: Any, filters: dict[str, Any], most: int) -> int:
+    """Bytes, of all containers that are found, and counted no further than until they are more than `most`.
+    What cannot be measured for what is in it is more."""
+    total = 0
+    for one in client.containers(all=True, filters=filters):
+        found = client.inspect_container(one["Id"])
         try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    total += _size(entry)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except OSError:
-            continue
+            total += _layer(client, found, most) + _volumes(client, found, most)
+        except OSError as error:
+            raise ProviderFailed(f"what an instance has written cannot be read: {error}") from error
     return total
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _layer(client: Any, container: dict[str, Any], most: int) -> int:
+    folder = (container["GraphDriver"].get("Data") or {}).get("UpperDir")
+    if folder is not None and _seen(folder):
+        return held(folder, most)
+    found = client.containers(all=True, size=True, filters={"id": container["Id"]})
+    return sum(_told(int(one.get("SizeRw", 0)), most) for one in found)
+
+
+def _volumes(client: Any, container: dict[str, Any], most: int) -> int:
+    own = {mount["Name"]: mount["Source"] for mount in container["Mounts"] if mount["Type"] == "volume"}
+    if all(map(_seen, own.values())):
+        return sum(held(folder, most) for folder in own.values())
+    usage = client.df()["Volumes"] or ()
+    return sum(_told(int(one["UsageData"]["Size"]), most) for one in usage if one["Name"] in own)
+
+
+def _seen(folder: str) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)
+
+
+def _told(size: int, most: int) -> int:
+    """The engine's own word for what it failed to measure is -1."""
+    return size if size >= 0 else most + 1
+
+
+def held(folder: str, most: int, above: int | None = None, deepest: int = _DEEPEST) -> int:
+    """What is below a folder, whoever changes it meanwhile. From one open folder to the next: a path could be
+    led out of the tree, or be too long for the kernel."""
+    if deepest == 0:
+        return most + 1
+    total, here = 0, os.open(folder, _FOLDER, dir_fd=above)
     try:
-        return max(_LEAST, entry.stat(follow_symlinks=False).st_blocks * _BLOCK)
-    except OSError:
-        return 0
+        with os.scandir(here) as entries:
+            for entry in entries:
+                try:
+                    total += _size(entry.stat(follow_symlinks=False))
+                    if entry.is_dir(follow_symlinks=False):
+                        total += held(entry.name, most - total, here, deepest - 1)
+                except OSError as error:
+                    if error.errno not in _CHANGED:
+                        raise
+                if total > most:
+                    break
+    finally:
+        os.close(here)
+    return total
+
+
+def _size(found: os.stat_result) -> int:
+    taken = max(_LEAST, found.st_blocks * _BLOCK)
+    # A file of several names counts in parts: nothing has to be remembered of what was met.
+    return taken if stat.S_ISDIR(found.st_mode) else taken // max(1, found.st_nlink)

@@ -366,9 +366,9 @@ class DockerEngine:
         # An engine on another machine, or behind a wall: it is asked itself.
         return gauges.told(client.stats(self._name(instance), stream=False, one_shot=True))
 
-    async def written(self, instance: str) -> int:
+    async def written(self, instance: str, most: int) -> int:
         filters = {"label": [f"{labels.INSTANCE}={instance}", *self._filters()]}
-        return await self._call(lambda client: docker_disk.written(client, filters))
+        return await self._call(lambda client: docker_disk.written(client, filters, most))
 
     async def events(self) -> AsyncIterator[EngineEvent | None]:
         loop = asyncio.get_running_loop()

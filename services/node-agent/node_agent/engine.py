@@ -254,8 +254,8 @@ class ContainerEngine(Protocol):
         """Nothing, where it does not run. Cheap."""
         ...
 
-    async def written(self, instance: str) -> int:
-        """Bytes on its own disk, volumes aside. Takes the engine a while."""
+    async def written(self, instance: str, most: int) -> int:
+        """Bytes on its own disk, volumes aside; counted until they are more than `most`. Takes a while."""
         ...
 
     def events(self) -> AsyncIterator[EngineEvent | None]:

@@ -20,13 +20,13 @@ from runtime.tasks import end
 from node_agent.errand import Because, Errand, Record, Signals, instance_of
 from node_agent.exec import Conversation
 from node_agent.mounts import Held
+from node_agent.overdraft import overdrawn
 from node_agent.shelf import Shelf
 from node_agent.site import Site
 
 log = structlog.get_logger("node-agent.jobs")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
-_MIB = 1024 * 1024
 
 
 class Jobs:
@@ -102,15 +102,9 @@ class Jobs:
         for job, record in self._shelf:
             if record.stage != "started" or job not in self._tasks:
                 continue
-            allowed = record.told.job.spec.limits.disk_mb
-            try:
-                written = await self._site.engine.written(instance_of(job)) // _MIB
-            except BerthError as error:
-                log.info("usage is not known", job=job, error=error.message)
-                continue
-            if written > allowed:
-                words = f"it wrote {written} MB where the plan allows {allowed} MB"
-                self._end(job, Because("failed", words))
+            words = await overdrawn(self._site, instance_of(job), record.told.job.spec.limits.disk_mb)
+            if words is not None:
+                self._end(job, Because("failed", f"it {words}"))
 
     def holding(self, workload: str) -> dict[str, Held]:
         return {

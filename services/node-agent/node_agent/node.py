@@ -18,13 +18,12 @@ from node_agent.engine import EngineEvent, Instance
 from node_agent.exec import Sessions
 from node_agent.firewall import CannotIsolate
 from node_agent.jobs import Jobs
+from node_agent.overdraft import overdrawn
 from node_agent.rollout import Keeper
 from node_agent.site import Site
 from node_agent.sleep import allowed
 
 log = structlog.get_logger("node-agent.node")
-
-_MIB = 1024 * 1024
 
 
 class Node:
@@ -222,14 +221,9 @@ class Node:
             live = site.desired[started.workload].live
             if live is None:
                 continue
-            allowed = live.spec.limits.disk_mb
-            try:
-                written = await site.engine.written(started.instance) // _MIB
-            except BerthError as error:
-                log.info("usage is not known", instance=started.instance, error=error.message)
-                continue
-            if written > allowed:
-                keeper.condemn(started.instance, f"wrote {written} MB where the plan allows {allowed} MB")
+            words = await overdrawn(site, started.instance, live.spec.limits.disk_mb)
+            if words is not None:
+                keeper.condemn(started.instance, words)
 
     # --- the keepers ---------------------------------------------------------------------------------------
 
