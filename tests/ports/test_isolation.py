@@ -335,6 +335,29 @@ async def test_a_bridge_taken_away_comes_back_with_the_same_addresses(
     await docker.engine.remove(sister.name)
 
 
+@pytest.mark.parametrize("left", ["one of two", "an empty network", "no network"])
+async def test_a_repair_that_ended_halfway_is_ended_by_the_next(
+    docker: DockerHands, one: Tenant, left: str
+) -> None:
+    organization = one.instance.identity.organization
+    sister = await tenant(docker, organization=organization)
+    [network] = docker.client.networks(filters={"label": f"berth.organization={organization}"})
+    cut_off = (one,) if left == "one of two" else (one, sister)
+    for member in cut_off:
+        docker.client.disconnect_container_from_network(f"{PREFIX}-{member.name}", network["Id"], force=True)
+    if left == "one of two":
+        ip("link", "del", network["Options"]["com.docker.network.bridge.name"])
+    elif left == "no network":
+        docker.client.remove_network(network["Id"])
+    try:
+        await docker.engine.reassert()
+        await one.answers()
+        await sister.answers()
+        assert await one.reaches(sister.instance.address, 8080)
+    finally:
+        await docker.engine.remove(sister.name)
+
+
 async def test_two_nodes_on_one_machine_do_not_see_each_other(docker: DockerHands, one: Tenant) -> None:
     other = docker_engine(node="other")
     try:

@@ -41,7 +41,7 @@ class Networks:
             if found["Labels"].get(labels.ORGANIZATION) == organization:
                 return _network(found), False
         subnet = free_subnet(self._pool, self._bits, self._taken(client), organization)
-        network = Network(f"{self._prefix}-{organization}", subnet, self._bridge(organization))
+        network = Network(self._name(organization), subnet, self._bridge(organization))
         self._create(client, network, organization)
         return network, True
 
@@ -59,15 +59,33 @@ class Networks:
             network = _network(found)
             if (_INTERFACES / network.bridge).exists():
                 continue
-            organization = found["Labels"][labels.ORGANIZATION]
-            members = self._members(client, f"{labels.ORGANIZATION}={organization}")
-            for member in members:
-                client.disconnect_container_from_network(member["Id"], found["Id"], force=True)
+            for member in self._members(client):
+                if network.name in member["NetworkSettings"]["Networks"]:
+                    client.disconnect_container_from_network(member["Id"], found["Id"], force=True)
             client.remove_network(found["Id"])
-            self._create(client, network, organization)
-            for member in members:
-                address = member["Labels"][labels.ADDRESS]
-                client.connect_container_to_network(member["Id"], network.name, ipv4_address=address)
+            self._create(client, network, found["Labels"][labels.ORGANIZATION])
+        self._rejoin(client)
+
+    def _rejoin(self, client: Any) -> None:
+        """Also those who were left without a network by a repair that ended halfway."""
+        there = {found["Name"] for found in self._list(client)}
+        for member in self._members(client):
+            organization, address = (
+                member["Labels"][label] for label in (labels.ORGANIZATION, labels.ADDRESS)
+            )
+            name = self._name(organization)
+            if name in member["NetworkSettings"]["Networks"]:
+                continue
+            if name not in there:
+                subnet = IPv4Network(f"{address}/{self._bits}", strict=False)
+                self._create(client, Network(name, subnet, self._bridge(organization)), organization)
+                there.add(name)
+            client.connect_container_to_network(member["Id"], name, ipv4_address=address)
+
+    def _members(self, client: Any) -> list[dict[str, Any]]:
+        found = client.containers(all=True, filters={"label": self._filters()})
+        ended = ("removing", "dead")
+        return [one for one in found if labels.ours(self._prefix, one) and one["State"] not in ended]
 
     def forget_unused(self, client: Any) -> None:
         """The network of an organization goes some time after its last instance here: it is made anew, with
@@ -83,16 +101,15 @@ class Networks:
                     # Somebody's own container is in it, or the engine believes so: everything else goes on.
                     log.warning("a network nobody needs stays", network=found["Name"], error=str(error))
 
-    def _members(self, client: Any, *more: str) -> list[dict[str, Any]]:
-        found = client.containers(all=True, filters={"label": [*self._filters(), *more]})
-        return [one for one in found if labels.ours(self._prefix, one)]
-
     def _list(self, client: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = client.networks(filters={"label": self._filters()})
         return found
 
     def _filters(self) -> list[str]:
         return [f"{key}={value}" for key, value in self._own.items()]
+
+    def _name(self, organization: str) -> str:
+        return f"{self._prefix}-{organization}"
 
     def _bridge(self, organization: str) -> str:
         # 15 characters at most; two nodes on one machine must not meet.
