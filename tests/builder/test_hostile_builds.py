@@ -44,6 +44,9 @@ SCAN = (
 )
 FILL = "for i in $(seq 20); do head -c 20000000 /dev/zero > {}/$i; sleep 0.1; done; sleep 60"
 
+# A path that is too long to be walked through.
+DIG = "perl -e 'for (1 .. 3000) { mkdir q(d); chdir q(d) or die $! }'"
+
 
 @pytest.fixture(scope="module")
 async def api() -> EngineApi:
@@ -129,9 +132,11 @@ async def test_a_fork_bomb_and_an_endless_build(docker: DockerBuilder, api: Engi
         (["RUN dd if=/dev/zero of=/big bs=1M count=400"], "exit code"),
         ([f"RUN {FILL.format('/tmp')}"], "disk"),
         (["VOLUME /data", f"RUN {FILL.format('/data')}"], "disk"),
+        ([f"RUN {DIG} && {FILL.format('/tmp')}"], "disk"),
+        (["VOLUME /data", f"RUN cd /data && {DIG} && {FILL.format('/data')}"], "disk"),
         ([f"RUN head -c 40000000 /dev/urandom > /f{n}" for n in range(4)] + ["RUN sleep 60"], "disk"),
     ],
-    ids=["one file", "many files", "a volume", "many steps"],
+    ids=["one file", "many files", "a volume", "too deep", "too deep a volume", "many steps"],
 )  # fmt: skip
 async def test_a_filler_of_disks(docker: DockerBuilder, api: EngineApi, lines: list[str], words: str) -> None:
     before = shutil.disk_usage("/").free

@@ -3,12 +3,12 @@
 import io
 import tarfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from builder.docker_builder import DockerBuilder
-from builder.engine_api import EngineApi
+from builder.engine_api import EngineApi, Refused
 from builder.image_builder import FoundImage, ImageBuilder, Order, Repository, Stream
 from builder.own_registry import OwnRegistry
 from contracts.git_address import parse
@@ -122,7 +122,9 @@ async def clear(builder: DockerBuilder, api: EngineApi) -> None:
     for found in await api.call(
         "GET", "/containers/json", {"all": True, "filters": {"network": [builder.network]}}
     ):
-        await api.call("DELETE", f"/containers/{found['Id']}", {"force": True})
+        # The engine itself may be removing it: what a step left takes its time.
+        with suppress(Refused):
+            await api.call("DELETE", f"/containers/{found['Id']}", {"force": True})
     for image in await builder.images():
         await builder.remove(image)
     await builder.sweep(())

@@ -122,6 +122,8 @@ class _Watch:
     _containers: set[str] = field(default_factory=set)
     # Container -> what it took when it was last looked at, also of those that have ended.
     _sizes: dict[str, int] = field(default_factory=dict)
+    # Containers that could not be measured when they were last looked at.
+    _odd: set[str] = field(default_factory=set)
     # Layer -> what it adds to the one it is made on.
     _known: dict[str, int] = field(default_factory=dict)
 
@@ -199,16 +201,23 @@ class _Watch:
         except Refused:
             self._containers.discard(container)
             return self._sizes.get(container, 0)
-        size = int(found.get("SizeRw") or 0)
+        sizes = [int(found.get("SizeRw") or 0)]
         volumes = {mount["Name"] for mount in found["Mounts"] if mount["Type"] == "volume"}
         if volumes:
             usage = await api.call("GET", "/system/df")
-            size += sum(
-                volume["UsageData"]["Size"]
+            sizes += [
+                int(volume["UsageData"]["Size"])
                 for volume in usage["Volumes"] or ()
-                if volume["Name"] in volumes and volume["UsageData"]["Size"] > 0
-            )
-        return size
+                if volume["Name"] in volumes
+            ]
+        if min(sizes) >= 0:
+            self._odd.discard(container)
+            return sum(sizes)
+        # The engine could not walk through it: it is just going away, or the next look finds the same.
+        if container not in self._odd:
+            self._odd.add(container)
+            return self._sizes.get(container, 0)
+        return self.order.disk_mb * MIB + 1
 
     async def _of_layers(self) -> int:
         for layer in set(self.layers()) - self._known.keys():
