@@ -1,5 +1,7 @@
 """What a Dockerfile may name: the engine would take a few digits for any image, and fetch any address."""
 
+import json
+
 import pytest
 from builder.dockerfile import bases, renamed, triggers
 from builder.image_builder import StepFailed
@@ -81,6 +83,11 @@ BAD = {
     "address by variable": ("FROM a:1\nENV U=http://x\nADD $U /x", ADDRESS),
     "address by parts": ("FROM a:1\nENV U=tp://x\nADD ht${U} /x", ADDRESS),
     "address in onbuild": ("FROM a:1\nONBUILD ADD http://x /x", ADDRESS),
+    "many volumes": ("FROM a:1\n" + "VOLUME /a /b /c\n" * 3, "more than 8 volumes"),
+    "a list of volumes": (
+        f"FROM a:1\nVOLUME {json.dumps([f'/{number}' for number in range(9)])}",
+        "more than 8 volumes",
+    ),
     "escape character": ("# escape=`\nFROM a:1", "escape character"),
     "two backslashes": ("FROM a:1\nRUN x \\\\\nFROM ab\n", TWO_WAYS),
     "indented comment": ("FROM a:1\nRUN x \\\n  # why\nFROM ab\n", TWO_WAYS),
@@ -99,6 +106,8 @@ def test_triggers_of_a_base_image() -> None:
     assert triggers(["RUN x", "COPY --from=b:2 / /"]) == ("b:2",)
     with pytest.raises(StepFailed, match="ONBUILD instruction of the base image"):
         triggers(["COPY --from=ab / /"])
+    with pytest.raises(StepFailed, match="more than 8 volumes"):
+        triggers(["VOLUME /a /b /c /d /e", "VOLUME /f /g /h /i"])
     with pytest.raises(StepFailed, match="ADD with an address"):
         triggers(["ADD http://x /y"])
 

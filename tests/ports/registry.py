@@ -17,7 +17,7 @@ def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def made(body: bytes = b"") -> tuple[bytes, dict[str, bytes]]:
+def made(body: bytes = b"", volumes: int = 0) -> tuple[bytes, dict[str, bytes]]:
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         info = tarfile.TarInfo("hello")
@@ -27,7 +27,7 @@ def made(body: bytes = b"") -> tuple[bytes, dict[str, bytes]]:
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/hello"]},
+            "config": {"Cmd": ["/hello"], "Volumes": {f"/v{number}": {} for number in range(volumes)}},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer.getvalue())]},
         }
     ).encode()

@@ -310,16 +310,34 @@ async def test_an_app_cannot_be_built_on_anothers_image(docker: DockerHands) -> 
         )
 
 
-async def test_a_base_image_that_copies_from_others_is_refused(docker: DockerHands) -> None:
+MANY_VOLUMES = "VOLUME " + " ".join(f"/volumes{'/v' * number}" for number in range(9))
+
+
+async def test_an_image_of_many_volumes_is_refused(docker: DockerHands) -> None:
+    """Each would be a copy of what is below it, made with every instance and counted too late."""
+    with pytest.raises(StepFailed, match="declares 9 volumes"):
+        await build(docker, MANY_VOLUMES)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("ONBUILD COPY --from=nginx:1 / /", "copies from further images"),
+        (MANY_VOLUMES, "declares 9 volumes"),
+    ],
+)
+async def test_a_base_image_with_too_much_in_it_is_refused(
+    docker: DockerHands, line: str, words: str
+) -> None:
     base = f"{PREFIX}/trigger:1"
-    text = f"FROM {BASE}\nONBUILD COPY --from=nginx:1 / /\n"
+    text = f"FROM {BASE}\n{line}\n"
     output = BuildOutput()
     made = tar_of(context({"Dockerfile": text}))
     async with docker.api.stream("POST", "/build", {"t": base}, made) as chunks:
         async for chunk in chunks:
             list(output.feed(chunk))
     try:
-        with pytest.raises(StepFailed, match="copies from further images"):
+        with pytest.raises(StepFailed, match=words):
             await docker.builder.build(
                 new_order(), context({"Dockerfile": f"FROM {base}\n"}), "Dockerfile", (base,), Said()
             )

@@ -21,7 +21,7 @@ from tests.ports.image_builders import (
     docker_builder,
     new_order,
 )
-from tests.ports.registry import PASSWORD, USER, made, registry
+from tests.ports.registry import PASSWORD, USER, Image, made, registry
 
 PREFIX = "bldimg"
 API = EngineApi(URL)
@@ -122,11 +122,16 @@ async def test_what_is_never_pulled(builder: Any, reference: ImageReference) -> 
         await careful.pull(new_order(), parse("nowhere.invalid/x"), None, Said())
 
 
-async def test_an_image_too_large_is_not_kept(builder: Any) -> None:
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [(made(b"x" * 2_000_000), "larger than 1 MiB"), (made(volumes=9), "declares 9 volumes")],
+    ids=["too large", "many volumes"],
+)
+async def test_an_image_with_too_much_in_it_is_not_kept(builder: Any, image: Image, words: str) -> None:
     order = replace(new_order(), disk_mb=1)
-    with registry(made(b"x" * 2_000_000)) as text:
+    with registry(image) as text:
         reference = parse(text)
-        with pytest.raises(StepFailed, match="larger than 1 MiB"):
+        with pytest.raises(StepFailed, match=words):
             await builder.pull(order, reference, login(reference), Said())
     assert not [k for k in await builder.images() if k.deployment == order.deployment]
 

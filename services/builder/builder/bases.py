@@ -18,7 +18,7 @@ from runtime.clock import Clock
 from builder.dockerfile import triggers
 from builder.engine_api import EngineApi, Refused
 from builder.image_builder import Order, Say, StepFailed
-from builder.registry import CHECK_NAME, MIB, OWN, Registries, found_image, is_an_apps
+from builder.registry import CHECK_NAME, MIB, OWN, Registries, found_image, is_an_apps, too_many_volumes
 
 # How long a build waits for an image the platform is still making, and how often it looks.
 _MAKING, _LOOK = 600.0, 1.0
@@ -48,6 +48,8 @@ class Bases:
             ) from error
         if is_an_apps(base):
             raise StepFailed("build", f"the base image {base} is an app's own and cannot be built on")
+        if found is not None and (refusal := too_many_volumes(found, "build")) is not None:
+            raise refusal
         return _triggering(base, found)
 
     async def private(

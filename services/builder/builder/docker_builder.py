@@ -38,11 +38,12 @@ from builder.image_builder import (
     Repository,
     Say,
     Setup,
+    Step,
     StepFailed,
     Workshop,
 )
 from builder.own_registry import OwnRegistry
-from builder.registry import OWN, Registries, found_image
+from builder.registry import OWN, Registries, found_image, too_many_volumes
 
 log = structlog.get_logger("builder.engine")
 
@@ -178,7 +179,7 @@ class DockerBuilder:
             self._layers |= output.layers
         if output.error is not None or output.image is None:
             raise _failed(output)
-        found = await self._api.call("GET", f"/images/{output.image}/json")
+        found = await self._taken(output.image, "build")
         ports = {int(port.partition("/")[0]) for port in found["Config"].get("ExposedPorts") or {}}
         return BuiltImage(output.image, found["Size"], tuple(sorted(ports)))
 
@@ -229,9 +230,17 @@ class DockerBuilder:
     async def load(self, order: Order, archive: BinaryIO, image: str, ports: tuple[int, ...]) -> BuiltImage:
         await load(self._api, archive, image)
         where = {"repo": f"{self._prefix}/{order.workload}", "tag": order.deployment}
+        found = await self._taken(image, "image")
         await self._api.call("POST", f"/images/{image}/tag", where)
-        found = await self._api.call("GET", f"/images/{image}/json")
         return BuiltImage(image, found["Size"], ports)
+
+    async def _taken(self, image: str, step: Step) -> dict[str, Any]:
+        """What was made, if instances can be made of it."""
+        found: dict[str, Any] = await self._api.call("GET", f"/images/{image}/json")
+        refusal = too_many_volumes(found, step)
+        if refusal is not None:
+            raise refusal
+        return found
 
     async def full(self) -> str | None:
         return await self._steps.full()

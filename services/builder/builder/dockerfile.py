@@ -18,6 +18,8 @@ _FATEFUL = re.compile(r"^\s*(FROM|COPY|ADD|ONBUILD)\b", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::([-+])([^${}]*))?\})")
 _REFERENCE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$")
 _HEXADECIMAL = re.compile(r"^[0-9a-fA-F]{1,64}$")
+# What an image has there is copied for every container that is made of it, before anybody can measure it.
+MOST_VOLUMES = 8
 _REMOTE = ("http://", "https://")
 _QUOTING = "\"'`\\"
 
@@ -85,6 +87,7 @@ def _named(instructions: Iterable[tuple[int, int, str, str]], chosen: Mapping[st
     stages: list[str] = []
     current: str | None = None
     arguments: dict[str, str] = {}
+    volumes = 0
     for number, end, name, rest in instructions:
         match name:
             case "ARG" if current is None:
@@ -106,6 +109,11 @@ def _named(instructions: Iterable[tuple[int, int, str, str]], chosen: Mapping[st
                         yield _Named(number, end, reference, _checked(number, reference))
                 if name == "ADD":
                     _refuse_remote(number, rest)
+            case "VOLUME":
+                # Each step after it would begin with a copy of what is there.
+                volumes += len(_sources(rest))
+                if volumes > MOST_VOLUMES:
+                    raise _wrong(number, f"declares more than {MOST_VOLUMES} volumes")
 
 
 def _instructions(text: str) -> Iterator[tuple[int, int, str, str]]:

@@ -19,9 +19,10 @@ from contracts.image_reference import HUB, ImageReference
 
 from builder import registry_address
 from builder.build_output import BuildOutput
+from builder.dockerfile import MOST_VOLUMES
 from builder.engine_api import EngineApi, Refused
 from builder.hints import is_ours
-from builder.image_builder import BuiltImage, Say, StepFailed
+from builder.image_builder import BuiltImage, Say, Step, StepFailed
 
 MIB = 1024 * 1024
 CHECK_NAME = "Check its name and tag; for a private one, PUT …/credentials/registry sets a log-in."
@@ -72,9 +73,10 @@ class Registries:
                 await self.api.call("DELETE", f"/images/{quote(pinned)}")
         except Refused as error:
             raise _failed(reference, error.words, login) from error
-        if found["Size"] > largest:
+        refusal = _too_large(largest) if found["Size"] > largest else too_many_volumes(found, "source")
+        if refusal is not None:
             await self.api.call("DELETE", f"/images/{name[0]}:{name[1]}")
-            raise _too_large(largest)
+            raise refusal
         ports = {int(port.partition("/")[0]) for port in found["Config"].get("ExposedPorts") or {}}
         return BuiltImage(found["Id"], found["Size"], tuple(sorted(ports)))
 
@@ -158,6 +160,13 @@ async def found_image(api: EngineApi, name: str) -> dict[str, Any] | None:
             return None
         raise
     return found
+
+
+def too_many_volumes(found: dict[str, Any], step: Step) -> StepFailed | None:
+    count = len(found["Config"].get("Volumes") or ())
+    if count <= MOST_VOLUMES:
+        return None
+    return StepFailed(step, f"the image declares {count} volumes (VOLUME); at most {MOST_VOLUMES} are taken")
 
 
 def is_an_apps(name: str) -> bool:
