@@ -4,9 +4,9 @@ import asyncio
 import time
 
 import pytest
-from contracts.errors import NotFound, NotYet
+from contracts.errors import NotFound, NotYet, TooLarge
 from contracts.events import AlertRaised, AppCreated, BillingTick, RolloutFinished, WalletChanged
-from contracts.queries import Wallet, WalletOf
+from contracts.queries import Wallet, WalletOf, Workloads, WorkloadsAfter
 from runtime.migrations import tenant_statements
 from runtime.parked import ask_for_replay, parked_rows
 from runtime.runtime import Runtime
@@ -303,6 +303,15 @@ async def test_a_node_cannot_speak_for_another(harness: Harness, effects: Runtim
 
     await eventually(parked, what="the forged event")
     assert await hours(effects) == []
+
+
+async def test_an_answer_too_large_for_the_bus_is_an_error_that_is_said(harness: Harness) -> None:
+    async def answer(_: WorkloadsAfter) -> Workloads:
+        return Workloads(specs=(spec("x" * 1_050_000),), next=None)
+
+    await harness.answers(WorkloadsAfter, answer)
+    with pytest.raises(TooLarge, match="larger than the message bus takes"):
+        await (await harness.everybody()).ask(WorkloadsAfter())
 
 
 async def test_a_service_that_has_waited_in_vain_stops_at_once(

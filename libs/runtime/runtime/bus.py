@@ -262,7 +262,11 @@ class Bus:
                 if message.raw_message.subject != question.asked_at():
                     raise errors.InvalidInput("asked under a name that is not its own")
                 with self._telemetry.span(query.subject(), carrier=carrier):
-                    return (await answer(question)).model_dump_json().encode()
+                    said = (await answer(question)).model_dump_json().encode()
+                if len(said) > self.largest:
+                    log.error("answer too large", query=query.subject(), bytes=len(said))
+                    raise errors.TooLarge(f"the answer of {query.owner} is larger than the message bus takes")
+                return said
             except ValidationError as error:
                 return _error_bytes(
                     errors.InvalidInput(f"not a {query.__name__}: {error.error_count()} errors")
