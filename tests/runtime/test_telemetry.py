@@ -6,10 +6,12 @@ import subprocess
 import sys
 import urllib.request
 
+import httpx
 import pytest
 from contracts.events import AppCreated, BillingTick
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from runtime.http import api
 from runtime.ops import Ops
 from runtime.service import Service
 from runtime.store import PLATFORM, Tx
@@ -108,3 +110,22 @@ async def test_nothing_is_waited_for_that_never_comes() -> None:
 
     with pytest.raises(AssertionError, match="a ship did not come"):
         await eventually(never, seconds=0.05, what="a ship")
+
+
+async def test_an_invented_method_leaves_nothing_behind() -> None:
+    telemetry = Telemetry()
+    try:
+        transport = httpx.ASGITransport(app=api("here", "1", telemetry))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            for number in range(5):
+                assert (await client.request(f"M{number}", "/")).status_code in (404, 405)
+            await client.get("/")
+        kept = {
+            sample.labels["method"]
+            for metric in telemetry.registry.collect()
+            for sample in metric.samples
+            if "method" in sample.labels
+        }
+        assert kept == {"GET", "other"}
+    finally:
+        telemetry.close()

@@ -14,6 +14,7 @@ from runtime.telemetry import Stopwatch, Telemetry
 
 log = structlog.get_logger("runtime.http")
 
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 401: "unauthenticated", 413: "too_large"}
 
 
@@ -104,7 +105,9 @@ class Measured:
                     await response(scope, receive, sent)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            key = (scope["method"], route, status)
+            # Each child is kept for good, and anybody may invent a method.
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            key = (method, route, status)
             child = self._children.get(key)
             if child is None:
                 child = self._children[key] = self._telemetry.requests.labels(*key)
