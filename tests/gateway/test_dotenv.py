@@ -4,7 +4,7 @@ import pytest
 from contracts.errors import InvalidInput
 from contracts.variables import Variable
 from gateway import dotenv
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 READ = {
@@ -64,6 +64,8 @@ def test_secrets_are_not_written() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40))
+@example("ends with a line\n")
+@example("abc\n")
 def test_what_is_written_is_read_again(value: str) -> None:
     text = dotenv.render(
         [Variable(name="A", value=value, secret=False), Variable(name="B", value="1", secret=False)]

@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[^\n]*")
 _COMMENT = re.compile(r"(?:^|[ \t])#.*$")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\n": "", '"': '"', "\\": "\\", "$": "$", "`": "`"}
-_UNQUOTED = re.compile(r"^[A-Za-z0-9_./:@%+,*-]+$")
+_UNQUOTED = re.compile(r"[A-Za-z0-9_./:@%+,*-]+")
 
 
 def parse(text: str) -> dict[str, str]:
@@ -74,7 +74,7 @@ def render(variables: Sequence[Variable]) -> str:
 
 
 def _written(value: str) -> str:
-    if _UNQUOTED.match(value):
+    if _UNQUOTED.fullmatch(value):
         return value
     if "'" not in value and "\r" not in value:
         return f"'{value}'"
