@@ -284,6 +284,15 @@ async def test_a_body_too_large(here: World, customer: Customer) -> None:
     visitor = await here.visitor()
     response = await visitor.client.post("/api/auth/login", content=body, headers=headers)
     assert response.status_code == 413
+    # A source may be larger, and that only where one is received.
+    for method, path in (
+        ("PATCH", "/api/paas/apps/x/cron/source"),
+        ("POST", "/api/paas/apps/x/cron/source"),
+        ("PUT", "/api/paas/apps/x/source"),
+        ("POST", "/api/auth/login/source"),
+    ):
+        response = await visitor.client.request(method, path, content=body, headers=headers)
+        assert response.status_code == 413, (method, path)
     # The connection, and the platform behind it, go on.
     assert (await customer.call("GET", "/api/paas/apps"))["apps"]
 

@@ -1,5 +1,6 @@
 """The REST API: every router, behind the permissions, with a threshold for what no route could use."""
 
+import re
 from importlib import metadata
 from typing import Any
 
@@ -75,6 +76,7 @@ ROUTERS = (
     cron.router,
 )
 LARGEST_BODY = 256 * 1024
+_SOURCE = re.compile(r"/api/paas/apps/[^/]+/source")
 _FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Failure, "description": "What is wrong, and what to do"},
     "5XX": {"model": Failure, "description": "The platform cannot answer now"},
@@ -107,7 +109,7 @@ class Threshold:
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             await answer(InvalidInput("the address has a NUL character in it"))(scope, receive, send)
             return
-        if scope["method"] == "GET" or scope["path"].endswith("/source"):
+        if scope["method"] == "GET" or _is_upload(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
@@ -126,6 +128,10 @@ class Threshold:
             return message
 
         await self._app(scope, limited, send)
+
+
+def _is_upload(method: str, path: str) -> bool:
+    return method == "POST" and _SOURCE.fullmatch(path) is not None
 
 
 _WORDS = f"the body has more than {LARGEST_BODY} bytes; only a source may be larger"
