@@ -1,11 +1,15 @@
 """Ids, money, errors, specifications."""
 
 import time
+from typing import Any
 
 import pytest
 from contracts import errors
+from contracts.api import ChooseBuild, ChooseHealth, CreateOrganization
 from contracts.errors import BUG, DISPOSITIONS, BerthError, disposition
 from contracts.ids import is_id, new_id
+from contracts.jobs_api import Execute
+from contracts.model import Strict
 from contracts.money import Money, Rate, charge_until
 from contracts.workload import Process, Slot
 from hypothesis import given
@@ -71,3 +75,17 @@ def test_a_fingerprint_changes_only_with_what_an_instance_is_made_of() -> None:
     # What runs is not replaced because the platform is a newer one.
     assert SPEC.fingerprint() == "2e3eb89f4bc6ba03"
     assert str(Slot(process="web", index=0)) == "web.1"
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong"),
+    [
+        (ChooseHealth, {"kind": "command", "command": ("sh", "a\0b")}),
+        (ChooseBuild, {"arguments": {"A": "a\0b"}}),
+        (Execute, {"command": ("sh", "a\0b")}),
+        (CreateOrganization, {"name": "a\0b"}),
+    ],
+)
+def test_what_is_sent_holds_no_nul_wherever(model: type[Strict], wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="NUL"):
+        model.model_validate(wrong)

@@ -109,6 +109,8 @@ async def app(here: World, customer: Customer) -> str:
         pytest.param({"health": {"kind": "command", "command": ["x" * 999] * 5}}, id="a long health command"),
         pytest.param({"health": {"kind": "command", "command": ["a\x01"]}}, id="a health command of no text"),
         pytest.param({"health": {"interval_seconds": "NaN"}}, id="a time that is none"),
+        pytest.param({"health": {"kind": "command", "command": ["a", "\0"]}}, id="NUL in a list"),
+        pytest.param({"build": {"arguments": {"A": "\0"}}}, id="NUL in a map"),
         pytest.param({"build": {"dockerfile": "../Dockerfile"}}, id="a Dockerfile outside"),
         pytest.param({"build": {"dockerfile": "/etc/passwd"}}, id="an absolute Dockerfile"),
         pytest.param({"build": {"runtime": "cobol"}}, id="an unknown runtime"),

@@ -20,9 +20,17 @@ class Strict(BaseModel):
     @field_validator("*")
     @classmethod
     def _storable(cls, value: Any) -> Any:
-        if isinstance(value, str) and "\0" in value:
+        if _has_nul(value):
             raise ValueError("text cannot hold a NUL character")
         return value
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_has_nul(one) for pair in value.items() for one in pair)
+    return isinstance(value, tuple | list) and any(_has_nul(one) for one in value)
 
 
 def _aware(value: datetime) -> datetime:
@@ -30,5 +38,12 @@ def _aware(value: datetime) -> datetime:
         raise ValueError("a moment needs a time zone")
     return value
 
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd")
+
+
+# What a process has written or a node has said: nodes are not trusted, and no text of Postgres holds a NUL.
+Words = Annotated[str, AfterValidator(_storable)]
 
 Moment = Annotated[datetime, AfterValidator(_aware)]
