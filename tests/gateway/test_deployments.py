@@ -205,6 +205,27 @@ async def test_a_release_that_does_not_live_gives_way_to_the_one_before(
     assert (shown["status"], shown["reason"]) == ("failed", "local: out of memory")
 
 
+async def test_the_release_before_has_as_many_instances_as_before(here: World, customer: Customer) -> None:
+    app = await customer.create("counted")
+    good = await here.build(await customer.deploy(app, SOURCE), processes={"web": "serve", "worker": "work"})
+    await here.roll_out(good)
+    scale = f"/api/paas/apps/{app}/scale"
+    await customer.call("POST", scale, json={"process": "worker", "replicas": 2})
+    await here.roll_out(await here.spec(app))
+    bad = await here.build(await customer.deploy(app), processes={"web": "broken"})
+    assert {name: p.replicas for name, p in bad.processes.items()} == {"web": 1}
+    await here.say(decided(bad, "local"), rollout(bad, ok=False, running=1, reason="exit 1"))
+    back = await here.spec(app)
+    assert {name: p.replicas for name, p in back.processes.items()} == {"web": 1, "worker": 2}
+    # The same where the customer goes back himself.
+    await here.roll_out(back)
+    await here.roll_out(await here.build(await customer.deploy(app), processes={"web": "alone"}))
+    await customer.call("POST", scale, json={"process": "web", "replicas": 2})
+    await customer.call("POST", f"/api/paas/apps/{app}/rollback", json={"deployment": good.deployment})
+    back = await here.spec(app)
+    assert {name: p.replicas for name, p in back.processes.items()} == {"web": 2, "worker": 2}
+
+
 async def test_a_first_release_that_does_not_live_leaves_no_image(here: World, customer: Customer) -> None:
     app = await customer.create("stillborn")
     deployment = await customer.deploy(app, SOURCE)

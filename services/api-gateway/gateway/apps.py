@@ -93,6 +93,7 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
         health=new.health.check().model_dump(),
         source=source.model_dump() if source else None,
         build=new.build.settings().model_dump(),
+        chosen={},
         restarts=0,
         deployments=0,
         rollouts={},

@@ -17,6 +17,7 @@ from sqlalchemy import (
     text,
     true,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -98,6 +99,8 @@ class WorkloadRow(Base):
     uid: Mapped[int] = mapped_column(BigInteger)
     processes: Mapped[Json]
     replicas: Mapped[int]
+    # Process -> how many of it are wanted, also of those that only another release has.
+    chosen: Mapped[dict[str, int]] = mapped_column(JSONB, server_default=text("'{}'"))
     chosen_port: Mapped[int | None]
     port: Mapped[int]
     health: Mapped[Json]

@@ -101,6 +101,7 @@ def _raise_generation(row: WorkloadRow) -> None:
 def set_processes(row: WorkloadRow, processes: Mapping[str, Process]) -> None:
     row.processes = {name: process.model_dump() for name, process in processes.items()}
     row.replicas = sum(process.replicas for process in processes.values())
+    row.chosen = {**row.chosen, **{name: process.replicas for name, process in processes.items()}}
 
 
 def use_release(row: WorkloadRow, release: ReleaseRow | None) -> None:
@@ -114,11 +115,10 @@ def use_release(row: WorkloadRow, release: ReleaseRow | None) -> None:
 
 
 def processes_of(row: WorkloadRow, release: ReleaseRow) -> dict[str, Process]:
-    had = {name: Process.model_validate(process) for name, process in row.processes.items()}
     # The release phase has run by now, and is no process of instances.
     commands = {name: c for name, c in release.processes.items() if name != "release"} or {"web": None}
     return {
-        name: Process(command=command, replicas=had[name].replicas if name in had else int(name == "web"))
+        name: Process(command=command, replicas=row.chosen.get(name, int(name == "web")))
         for name, command in commands.items()
     }
 
