@@ -310,7 +310,7 @@ def rollout(spec: WorkloadSpec, node: str = "local", *, ok: bool = True, **more:
     )
 
 
-async def resolve(host: str, port: int) -> list[str]:
+def resolve(host: str, port: int) -> list[str]:
     """Names as a resolver would answer them, on a machine that may have none."""
     known = {
         HOST: [PUBLIC],

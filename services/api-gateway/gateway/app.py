@@ -15,10 +15,10 @@ from gateway import (
     copies,
     credentials,
     cron,
-    git,
     http,
     jobs,
     lines,
+    names,
     outages,
     rollouts,
     silence,
@@ -28,7 +28,7 @@ from gateway import (
     sweeps,
     wallets,
 )
-from gateway.desk import Desk, Resolve
+from gateway.desk import Desk
 from gateway.passwords import Passwords
 from gateway.scaling import scale_by_rules
 from gateway.seed import seed
@@ -37,7 +37,7 @@ from gateway.tokens import Tokens
 
 
 def create(
-    runtime: Runtime, settings: GatewaySettings | None = None, resolve: Resolve = git.resolve
+    runtime: Runtime, settings: GatewaySettings | None = None, resolve: names.Resolve = names.resolve
 ) -> Service:
     settings = settings or GatewaySettings()
     key = settings.token_secret
@@ -50,7 +50,7 @@ def create(
         bus=runtime.bus,
         tokens=Tokens(secret, settings.token_hours, runtime.store, runtime.clock),
         passwords=Passwords(),
-        resolve=resolve,
+        names=names.Names(resolve),
         seal_key=runtime.settings.seal_key_of,
     )
 

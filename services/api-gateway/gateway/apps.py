@@ -78,7 +78,7 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
     """One that names where it comes from is deployed at once, unless its key was made just now and cannot be
     known to the repository yet; any other by POST …/deploy."""
     desk = caller.desk
-    source = await sources.chosen(desk, new)
+    source = await sources.chosen(caller, new)
     region = await _region(desk, new.region)
     row = WorkloadRow(
         id=new_id("app"),

@@ -40,7 +40,7 @@ _STATUS = pages.single("json_build_object('status', d.status, 'reason', d.reason
 async def deploy(app: str, caller: Member, chosen: Deploy | None = None) -> Response:
     """Builds the chosen source and brings it to life; one that still waits gives way to the new one."""
     chosen = chosen or Deploy()
-    wanted = await sources.chosen(caller.desk, chosen, chosen.source)
+    wanted = await sources.chosen(caller, chosen, chosen.source)
     async with caller.desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
         deployment = await begin(caller.desk, tx, row, wanted or await sources.of(tx, row, chosen.source))

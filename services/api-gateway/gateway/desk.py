@@ -1,21 +1,19 @@
 """What the routes work with: the one thing the application hands to every request."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from runtime.bus import Bus
 from runtime.clock import Clock
 from runtime.store import Store
 from runtime.tasks import end
 
+from gateway.names import Names
 from gateway.passwords import Passwords
 from gateway.settings import GatewaySettings
 from gateway.tokens import Tokens
-
-# host, port -> every address the name has
-Resolve: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Desk:
     bus: Bus
     tokens: Tokens
     passwords: Passwords
-    resolve: Resolve
+    names: Names
     # Purpose -> the key of what is sealed for it.
     seal_key: Callable[[str], str]
     # Few archives are looked through at once: it takes a core each.
@@ -44,3 +42,4 @@ class Desk:
 
     async def end(self) -> None:
         await end(self._begun)
+        self.names.end()

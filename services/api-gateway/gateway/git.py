@@ -4,7 +4,6 @@ A URL is data of a stranger that the builder's machine will connect to: there is
 operator's own networks. The builder looks again when it connects, for a name can change.
 """
 
-import asyncio
 import ipaddress
 import socket
 
@@ -13,20 +12,20 @@ from contracts.git_address import GitAddress, is_public, parse
 from contracts.sources_api import ChooseGit
 from contracts.workload import GitSource
 
-from gateway.desk import Desk
+from gateway.permissions import Speaker
 
 
-async def checked(desk: Desk, chosen: ChooseGit) -> GitSource:
+async def checked(caller: Speaker, chosen: ChooseGit) -> GitSource:
     address = parse(chosen.url)
-    if not desk.settings.allow_private_git:
-        await _require_public(desk, address)
+    if not caller.desk.settings.allow_private_git:
+        await _require_public(caller, address)
     return GitSource(url=chosen.url, ref=chosen.ref, submodules=chosen.submodules)
 
 
-async def _require_public(desk: Desk, git: GitAddress) -> None:
+async def _require_public(caller: Speaker, git: GitAddress) -> None:
     host = git.host
     try:
-        addresses = await desk.resolve(host, git.port)
+        addresses = await caller.desk.names.addresses(caller.organization, host, git.port)
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
             raise Unavailable(f"the name {host} cannot be looked up now; try again") from error
@@ -41,8 +40,3 @@ async def _require_public(desk: Desk, git: GitAddress) -> None:
                 host=host,
                 address=address,
             )
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 
 from gateway import credentials, git, images, workloads
 from gateway.desk import Desk
-from gateway.permissions import Member
+from gateway.permissions import Member, Speaker
 from gateway.tables import SourceRow, WorkloadRow
 
 router = APIRouter(prefix="/api/paas", tags=["apps"])
@@ -136,7 +136,7 @@ def _too_large(limit: int) -> TooLarge:
     )
 
 
-async def chosen(desk: Desk, wanted: CreateApp | Deploy, upload: str | None = None) -> AnySource | None:
+async def chosen(caller: Speaker, wanted: CreateApp | Deploy, upload: str | None = None) -> AnySource | None:
     """What the request names, where it names one; an upload is looked up by `of`. Outside of a transaction:
     names are looked up."""
     given = {"git": wanted.git, "image": wanted.image, "dockerfile": wanted.dockerfile, "source": upload}
@@ -144,7 +144,7 @@ async def chosen(desk: Desk, wanted: CreateApp | Deploy, upload: str | None = No
     if len(named) > 1:
         raise InvalidInput(f"choose one of {' and '.join(named)}, not both")
     if wanted.git is not None:
-        return await git.checked(desk, wanted.git)
+        return await git.checked(caller, wanted.git)
     if wanted.image is not None:
         image_reference.parse(wanted.image.reference)
         return ImageSource(reference=wanted.image.reference)
