@@ -9,6 +9,7 @@ from contracts.queries import CredentialsOf
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from gateway import deploy_keys
 from runtime.seal import Seal
 
 from tests.customer import Customer, Refused
@@ -141,6 +142,25 @@ async def test_a_key_the_platform_makes_waits_for_its_repository(here: World, cu
     with pytest.raises(Refused, match="needs a deploy key"):
         await customer.deploy(app)
     assert (await customer.call("PUT", path, json={"kind": "key"}))["public_key"] != public
+
+
+def test_a_key_is_read_without_proving_its_numbers() -> None:
+    """Whether they are prime takes a core for seconds; here they are not."""
+    p, q, e = (1 << 2047) + 7, (1 << 2046) + (1 << 2045) + 1, 65537
+    d = 12345
+    public = rsa.RSAPublicNumbers(e, p * q)
+    numbers = rsa.RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), 3, public)
+    key = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    kept = deploy_keys.brought(pem(key, serialization.PrivateFormat.OpenSSH))
+    assert deploy_keys.public_key(kept, "shop").startswith("ssh-rsa ")
+
+
+async def test_a_key_that_is_too_long_is_refused(here: World, customer: Customer) -> None:
+    app = await customer.create("long-key")
+    path = f"/api/paas/apps/{app}/credentials/git"
+    with pytest.raises(Refused, match="4096") as refused:
+        await customer.call("PUT", path, json={"kind": "key", "private_key": "x" * 4097})
+    assert refused.value.status == 422
 
 
 async def test_a_key_that_is_brought(here: World, customer: Customer) -> None:

@@ -41,7 +41,7 @@ class ChooseKey(Strict):
     one. `host_keys` are the server's own, as known_hosts has them; the host may be left out."""
 
     kind: Literal["key"] = "key"
-    private_key: Annotated[SecretStr, Field(min_length=1, max_length=16 * 1024)] | None = None
+    private_key: Annotated[SecretStr, Field(min_length=1, max_length=4096)] | None = None
     host_keys: Annotated[
         tuple[Annotated[str, StringConstraints(min_length=1, max_length=2000)], ...], Field(max_length=20)
     ] = ()

@@ -1,4 +1,8 @@
-"""Keys of SSH: an app's own, made or brought, and those by which a Git server is known. Without I/O."""
+"""Keys of SSH: an app's own, made or brought, and those by which a Git server is known. Without I/O.
+
+Whether the numbers of an RSA key are prime is not looked at: that takes a core for as long as the customer
+likes, with the interpreter's lock held, and a key that is none merely opens nothing.
+"""
 
 import re
 
@@ -28,7 +32,7 @@ def brought(text: str) -> str:
     if b"BEGIN OPENSSH PRIVATE KEY" in data:
         load = serialization.load_ssh_private_key
     try:
-        key = load(data, password=None)
+        key = load(data, password=None, unsafe_skip_rsa_key_validation=True)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if "password" in str(error).lower() or b"ENCRYPTED" in data:
             raise InvalidInput(
@@ -48,7 +52,8 @@ def brought(text: str) -> str:
 def public_key(private_key: str, comment: str) -> str:
     from cryptography.hazmat.primitives import serialization
 
-    key = serialization.load_ssh_private_key(private_key.encode(), password=None).public_key()
+    load = serialization.load_ssh_private_key
+    key = load(private_key.encode(), password=None, unsafe_skip_rsa_key_validation=True).public_key()
     line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return f"{line.decode()} {comment}"
 
