@@ -469,3 +469,23 @@ async def test_a_copy_that_fails_again_and_again_is_tried_later_and_later(schedu
         await alive(scheduler, "n2")
     await says(scheduler, "n2", app, await order(scheduler, "n2", app, role="take"))
     assert await next_copy(scheduler, app) == (None, 0), "and what has been made is over with"
+
+
+async def test_a_copy_for_which_an_app_would_stand_still_too_long_is_given_up_at_once_and_told_of_once(
+    scheduler: Stage,
+) -> None:
+    app = await runs_on_n1(scheduler, copy_minutes=10)
+    await scheduler.joins("n2")
+    words = "n1: its volumes could not be read within the 20 s they may stand still"
+    for times in (1, 2):
+        told = await order(scheduler, "n2", app, role="take")
+        await says(scheduler, "n2", app, told, phase="copying", words=words, refused=True)
+        after, failures = await next_copy(scheduler, app)
+        assert after is not None
+        pause = after - scheduler.harness.clock.now()
+        assert (failures, pause > timedelta(minutes=59) * times) == (times, True)
+        scheduler.harness.clock.advance(pause.total_seconds() + 1)
+        await alive(scheduler, "n1", app)
+        await alive(scheduler, "n2")
+    alerts = await scheduler.harness.events(AlertRaised)
+    assert [one.details["why"] for one in alerts if one.title.endswith("while it runs")] == [words]

@@ -4,6 +4,8 @@ to."""
 import asyncio
 import json
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from contracts.events import RolloutFinished
 from contracts.ids import new_id
 from node_agent.blocks import Image
 from node_agent.commands import run
+from node_agent.freezing import frozen
 from node_agent.giving import ERROR
 from runtime.bus import Bus
 from runtime.seal import Seal
@@ -272,3 +275,39 @@ async def test_a_copy_of_what_is_written_all_the_time_is_of_one_moment(fleet: Fl
         await asyncio.to_thread(run, "debugfs", "-R", f"dump /data/{name} {out}", str(image))
         sizes.append(out.stat().st_size)
     assert 0 <= sizes[0] - sizes[1] <= 900, sizes
+
+
+async def test_volumes_that_stood_still_too_long_are_left_alone_for_a_while(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freezes = []
+    patience = 0.0
+
+    def counted(mounts: Sequence[Path]) -> AbstractContextManager[None]:
+        freezes.append(mounts)
+        return frozen(mounts, patience)
+
+    monkeypatch.setattr("node_agent.giving.frozen", counted)
+    one = volume(16)
+    app = spec(volumes=(one,))
+    await fleet.start("n1", "n2")
+    await fleet.want("n1", app, 1)
+    await fleet.exists(fleet.data("n1", one))
+
+    async def refused(words: str) -> None:
+        async def look() -> bool:
+            state = fleet.states.get(("n2", order.id))
+            return state is not None and state.refused and words in str(state.words)
+
+        await eventually(look, what=words)
+
+    order = await fleet.order(app, "n1", "n2")
+    await refused("left alone for 60 more minutes")
+    assert len(freezes) == 1
+    fleet.harness.clock.advance(3601)
+    await refused("left alone for 120 more minutes")
+    assert len(freezes) == 2
+    patience = 20.0
+    fleet.harness.clock.advance(7201)
+    done = await fleet.complete(order, "n2")
+    assert (len(freezes), done.refused) == (3, False)

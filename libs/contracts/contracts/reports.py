@@ -187,8 +187,9 @@ class CopyState(Report):
     total_mb: Annotated[int, Field(ge=0)] = 0
     # What had to be sent: blocks that were there already are not.
     sent_mb: Annotated[int, Field(ge=0)] = 0
-    # Why it does not get on.
+    # Why it does not get on; and that it will not for a long time.
     words: str | None = None
+    refused: bool = False
     # Of a complete one: the moment whose data it has, of which volumes, and for how long these stood still.
     taken_at: Moment | None = None
     digest: str | None = None

@@ -145,6 +145,7 @@ class Copies:
                 "total_mb": progress.total // _MIB,
                 "sent_mb": -(-progress.sent // _MIB),
                 "words": progress.words,
+                "refused": progress.refused,
                 "frozen_ms": progress.frozen_ms,
             }
         )

@@ -35,13 +35,15 @@ from runtime.tasks import end
 
 from node_agent.blocks import Image, digest
 from node_agent.clones import Clones
-from node_agent.freezing import flush, frozen
+from node_agent.freezing import Rests, StoodTooLong, flush, frozen
 from node_agent.site import Site
 from node_agent.throttle import Throttle
 
 log = structlog.get_logger("node-agent.giving")
 
 ERROR = "Berth-Error"
+# Beside an error: it will be the same for a long time.
+RESTS = "Berth-Rests"
 # Questions answered at the same time; each holds a block in memory.
 _AT_ONCE = 8
 # Of those that wait, more are not heard: their takers ask again.
@@ -51,8 +53,9 @@ _WAITING = 64
 class Session:
     """One copy as it is given: what the taker has, and what it shall have."""
 
-    def __init__(self, site: Site, order: CopyOrder, folder: Path) -> None:
+    def __init__(self, site: Site, order: CopyOrder, folder: Path, rests: Rests) -> None:
         self._site = site
+        self._rests = rests
         self.order = order
         self._stage = folder / order.id
         self._clones = Clones(self._stage / "clones")
@@ -116,9 +119,16 @@ class Session:
                 if self.order.mode == "final" and mounts:
                     # Also by a job.
                     raise ProviderFailed("its volumes are still mounted")
+                if mounts:
+                    self._rests.check(workload)
                 may_clone = await asyncio.to_thread(self._prepare, mounts)
                 stands = site.clock.monotonic()
-                clones = await asyncio.to_thread(self._fix, mounts, may_clone)
+                try:
+                    clones = await asyncio.to_thread(self._fix, mounts, may_clone)
+                except StoodTooLong:
+                    self._rests.begin(workload)
+                    raise
+                self._rests.end(workload)
                 stood = site.clock.monotonic() - stands if mounts else 0
             if clones is not None:
                 self._digests = await asyncio.to_thread(self._read, clones)
@@ -208,6 +218,7 @@ class Giver:
     def __init__(self, site: Site, folder: Path, client: Callable[[], Client], throttle: Throttle) -> None:
         self._site = site
         self._folder = folder / "given"
+        self._rests = Rests(site.clock)
         self._client = client
         self._throttle = throttle
         self._orders: dict[str, CopyOrder] = {}
@@ -269,8 +280,11 @@ class Giver:
             error.message if isinstance(error, BerthError) else f"it cannot be read: {type(error).__name__}"
         )
         log.info("a question for a copy is refused", subject=message.subject, why=words, error=str(error))
+        headers = {ERROR: words.replace("\n", " ")}
+        if isinstance(error, StoodTooLong):
+            headers[RESTS] = "1"
         try:
-            await self._client().publish(message.reply, b"", headers={ERROR: words.replace("\n", " ")})
+            await self._client().publish(message.reply, b"", headers=headers)
         except NatsError as lost:
             log.debug("a refusal was not sent", error=str(lost))
 
@@ -284,7 +298,7 @@ class Giver:
             if session is not None:
                 await session.close()
             await self._make_first(order.workload)
-            session = await asyncio.to_thread(Session, self._site, order, self._folder)
+            session = await asyncio.to_thread(Session, self._site, order, self._folder, self._rests)
             self._sessions[order.workload] = session
         return await self._of(session, ask)
 

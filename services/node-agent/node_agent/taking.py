@@ -30,7 +30,8 @@ from runtime.clock import Clock
 from runtime.tasks import end
 
 from node_agent.blocks import differing, digest, zero_digest
-from node_agent.giving import ERROR
+from node_agent.freezing import StoodTooLong
+from node_agent.giving import ERROR, RESTS
 from node_agent.holdings import Draft, Holdings, Manifest
 from node_agent.throttle import Throttle
 
@@ -52,8 +53,13 @@ class Progress:
     total: int = 0
     sent: int = 0
     words: str | None = None
+    # It would be in vain for a long time.
+    refused: bool = False
     manifest: Manifest | None = None
     frozen_ms: int = 0
+
+    def gets_on(self) -> None:
+        self.words, self.refused = None, False
 
 
 class Taker:
@@ -83,13 +89,14 @@ class Taker:
                 held = await asyncio.to_thread(self._holdings.finish, self._order.workload)
                 if held is None or held.id != self._order.id:
                     held = await self._take()
-                self.progress.manifest, self.progress.words = held, None
+                self.progress.manifest = held
+                self.progress.gets_on()
                 return
             except (ProviderFailed, Unavailable, ValidationError, OSError) as error:
                 words = error.message if isinstance(error, ProviderFailed | Unavailable) else str(error)
                 if words != self.progress.words:
                     log.info("a copy does not get on", workload=self._order.workload, why=words)
-                self.progress.words = words
+                self.progress.words, self.progress.refused = words, isinstance(error, StoodTooLong)
             await self._clock.sleep(pause)
             pause = min(pause * 2, 15.0)
 
@@ -174,7 +181,7 @@ class Taker:
                 else:
                     block = await self._ask("block", volume, index)
                     self.progress.sent += len(block)
-                    self.progress.words = None
+                    self.progress.gets_on()
                     await self._throttle.take(len(block))
                 if len(block) != length or (exact and digest(block) != expected):
                     raise ProviderFailed("a block is not that of the copy; it begins again")
@@ -195,9 +202,11 @@ class Taker:
             )
         except (NatsError, TimeoutError, OSError) as error:
             raise Unavailable(f"{order.peer} does not answer") from error
-        refused = (reply.headers or {}).get(ERROR)
+        headers = reply.headers or {}
+        refused = headers.get(ERROR)
         if refused is not None:
-            raise ProviderFailed(f"{order.peer}: {refused}")
+            failure = StoodTooLong if RESTS in headers else ProviderFailed
+            raise failure(f"{order.peer}: {refused}")
         return reply.data
 
 

@@ -15,8 +15,7 @@ from scheduler.reconcile import Demand
 
 _FACTS = """
 select w.id, w.organization, w.generation, w.bound, w.home, w.proven, w.moving, w.copy_failures,
-    w.in_force::text,
-    array(select row_to_json(c) from copy c where c.workload = w.id order by c.node),
+    w.in_force::text, array(select row_to_json(c) from copy c where c.workload = w.id order by c.node),
     (select row_to_json(t) from transfer t where t.workload = w.id)
 from workload w where w.id = %s
 """

@@ -47,6 +47,8 @@ where (%(only)s::text is null or t.workload = %(only)s) and (
     or w.in_force ->> 'state' = 'deleted' or (t.why = 'copy' and w.in_force ->> 'copy_minutes' is null)
 )
 """
+# The giving node refuses it for so long at least, because the volumes would stand still in vain.
+REFUSED = timedelta(hours=1)
 
 _COMPLETE = """
 insert into copy (workload, node, id, taken_at, digest, volumes, complete_at)
@@ -108,6 +110,8 @@ class Moves:
                 "now": self._runtime.clock.now(),
             }
             await connection.execute(_PROGRESS, said, prepare=True)
+            if report.refused:
+                await self._refused(tx, connection, report)
             return
         facts = await facts_of(connection, report.workload)
         if facts is None:
@@ -261,12 +265,37 @@ class Moves:
             return
         await self._give_up(tx, connection, facts)
 
-    async def _give_up(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+    async def _refused(self, tx: Tx, connection: AsyncConnection[Any], report: CopyState) -> None:
+        facts = await facts_of(connection, report.workload)
+        if facts is None or facts.transfer is None:
+            # It is said again, if there is anything to be given up.
+            return
+        if (facts.transfer["id"], facts.transfer["target"]) != (report.copy_id, report.node):
+            return
+        if facts.copy_failures == 0:
+            tx.publish(
+                AlertRaised(
+                    service=self._runtime.name,
+                    severity="warning",
+                    title="The volumes of an app cannot be copied while it runs",
+                    details={
+                        "workload": facts.id,
+                        "node": str(facts.bound),
+                        "why": report.words or "",
+                        "next": "it is tried later and later; on XFS, or while the app is stopped, it can",
+                    },
+                )
+            )
+        await self._give_up(tx, connection, facts, REFUSED)
+
+    async def _give_up(
+        self, tx: Tx, connection: AsyncConnection[Any], facts: Facts, pause: timedelta = PAUSE
+    ) -> None:
         transfer = facts.transfer
         assert transfer is not None
         await self._release(connection, facts)
         await connection.execute("delete from transfer where workload = %s", (facts.id,), prepare=True)
-        pause = min(PAUSE * 2 ** min(facts.copy_failures, 16), LONGEST_PAUSE)
+        pause = min(pause * 2 ** min(facts.copy_failures, 16), LONGEST_PAUSE)
         await wait(connection, facts.id, self._runtime.clock.now() + pause, failures=facts.copy_failures + 1)
         if facts.moving:
             # Its data is where it was.
