@@ -31,7 +31,7 @@ KEPT = timedelta(days=7)
 
 # Release phases of one app run one after the other: two migrations at once would ruin its data.
 _WAITING = """
-select j.id from job j where j.state = 'waiting' and not exists (
+select j.id from job j where j.state = 'waiting' and j.id > %s and not exists (
     select from job before where before.workload = j.workload and before.kind = 'release'
         and j.kind = 'release' and before.state <> 'ended' and before.id < j.id
 )
@@ -91,7 +91,7 @@ _UNWRITTEN = "select id from job where not written and state = 'placed' order by
 _KEYS = "select node, id from job where not removed and state = 'ended' and node is not null limit %s"
 _REMOVED = "update job set removed = true where id = any(%s)"
 _SAY_ALL_AGAIN = "update job set written = false where state = 'placed' and written"
-_FORGET = "delete from job where state = 'ended' and removed and ended_at < %s"
+_FORGET = "delete from job where state = 'ended' and (removed or node is null) and ended_at < %s"
 
 
 class Jobs:
@@ -185,21 +185,25 @@ class Jobs:
             await connection.execute(_FORGET, (self._runtime.clock.now() - KEPT,))
 
     async def _place(self) -> bool:
-        waiting = [row[0] for row in await self._runtime.store.look(_WAITING, (BATCH,))]
-        for job in waiting:
-            try:
-                async with self._runtime.store.transaction(PLATFORM) as tx:
-                    row = await tx.get(JobRow, job, lock=True)
-                    if row is not None and row.state == "waiting":
-                        await self._place_one(tx, row)
-            except Unavailable:
-                raise
-            except Exception:
-                # One bad job stops no other.
-                self._runtime.log.exception("a job could not be placed", job=job)
-        return len(waiting) == BATCH
+        """True when one was placed: of many, their nodes are told a batch at a time. What finds no room stops
+        nobody behind it, and is looked at again in its time, or as soon as another has ended."""
+        after, placed = "", False
+        while waiting := [row[0] for row in await self._runtime.store.look(_WAITING, (after, BATCH))]:
+            for job in waiting:
+                try:
+                    async with self._runtime.store.transaction(PLATFORM) as tx:
+                        row = await tx.get(JobRow, job, lock=True)
+                        if row is not None and row.state == "waiting":
+                            placed |= await self._place_one(tx, row)
+                except Unavailable:
+                    raise
+                except Exception:
+                    # One bad job stops no other.
+                    self._runtime.log.exception("a job could not be placed", job=job)
+            after = waiting[-1]
+        return placed
 
-    async def _place_one(self, tx: Tx, row: JobRow) -> None:
+    async def _place_one(self, tx: Tx, row: JobRow) -> bool:
         job = Job.model_validate(row.body)
         connection = await tx.connection()
         tie = await tie_of(connection, job.spec)
@@ -213,7 +217,7 @@ class Jobs:
             self._waiting.pop(row.id, None)
             tx.publish(_placed(row, node))
             self._runtime.log.info("job placed", job=row.id, kind=row.kind, node=row.node)
-            return
+            return True
         reasons = await why_not(connection, job.spec, tie)
         if self._runtime.clock.now() >= row.start_before:
             each = "; ".join(f"{node}: {why}" for node, why in reasons.items())
@@ -224,6 +228,7 @@ class Jobs:
             tx.publish(
                 JobBlocked(job=row.id, workload=row.workload, organization=row.organization, reasons=reasons)
             )
+        return False
 
     async def _reap(self) -> None:
         overdue = self._runtime.clock.now() - OVERDUE
