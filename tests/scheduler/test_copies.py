@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from contracts.copies import CopyOrder
+from contracts.errors import Conflict
 from contracts.events import AlertRaised, AppChanged, AppDeleted, PlacementDecided, VolumesMoved
 from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
@@ -489,3 +490,25 @@ async def test_a_copy_for_which_an_app_would_stand_still_too_long_is_given_up_at
         await alive(scheduler, "n2")
     alerts = await scheduler.harness.events(AlertRaised)
     assert [one.details["why"] for one in alerts if one.title.endswith("while it runs")] == [words]
+
+
+async def test_a_move_whose_target_is_removed_ends_where_it_began(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler)
+    await scheduler.joins("n2")
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    await says(scheduler, "n2", app, await order(scheduler, "n2", app, mode="frozen"))
+    await order(scheduler, "n2", app, mode="final")
+    await scheduler.told("n1", app, slots=0)
+    await scheduler.harness.publish(stopped(app, reason="moved"))
+    # A power cut of both.
+    await silence(scheduler, "n1", "n2")
+    with pytest.raises(Conflict, match="on its way to n2"):
+        await scheduler.bus.ask(NodeRemoved(node="n2"))
+    await scheduler.bus.ask(NodeRemoved(node="n2", force=True))
+    await scheduler.harness.settle()
+    assert (await scheduler.told("n1", app, slots=0)).moving, "nobody is there to go on"
+    await alive(scheduler, "n1")
+    assert not (await scheduler.told("n1", app, slots=1)).moving
+    assert await places(scheduler, app) == [("n1", False)]
+    alert = await scheduler.harness.event(AlertRaised, lambda e: e.title.startswith("An app could not"))
+    assert alert.details["why"] == "the node it was to go to was removed"

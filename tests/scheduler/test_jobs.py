@@ -3,10 +3,15 @@
 from datetime import timedelta
 from typing import Any
 
+import pytest
+from contracts.errors import Conflict
 from contracts.events import JobBlocked, JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
 from contracts.ids import new_id
 from contracts.jobs import Job, NodeJob
+from contracts.queries import NodeRemoved
 from contracts.workload import Needs, WorkloadSpec
+from runtime.service import Loop
+from scheduler import jobs
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -167,3 +172,50 @@ async def test_a_job_is_cancelled_before_it_has_a_node_and_after(scheduler: Stag
         return (await told(scheduler, "n1", placed)).cancelled
 
     await eventually(is_told, what="the word of it")
+
+
+async def test_jobs_that_find_no_room_keep_nobody_waiting_who_does(
+    scheduler: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "BATCH", 2)
+    await scheduler.joins("n1")
+    nowhere = spec(region="us")
+    first = [job(scheduler, nowhere, id=f"job_{i:026d}") for i in range(3)]
+    await scheduler.harness.publish(*(JobRequested(job=one) for one in first))
+
+    async def blocked() -> bool:
+        return {one.id for one in first} == {e.job for e in await scheduler.harness.events(JobBlocked)}
+
+    await eventually(blocked, what="jobs that find no room")
+    wanted = job(scheduler)
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    await told(scheduler, "n1", wanted)
+    work = loop(scheduler, "jobs").work
+    assert not await work(), "and nothing more is to be done for those at once"
+
+
+async def test_a_job_that_never_had_a_node_is_forgotten_as_others_are(scheduler: Stage) -> None:
+    wanted = job(scheduler)
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    await scheduler.harness.event(JobBlocked, lambda e: e.job == wanted.id)
+    cancelled = JobCancelled(job=wanted.id, workload=wanted.spec.id, organization=wanted.spec.organization)
+    await scheduler.harness.publish(cancelled)
+    await ended(scheduler, wanted)
+    for days, left in ((6, 1), (2, 0)):
+        scheduler.harness.clock.advance(days * 86_400)
+        await loop(scheduler, "forget jobs").work()
+        assert len(await scheduler.runtime.store.look("select 1 from job")) == left
+
+
+def loop(stage: Stage, name: str) -> Loop:
+    [found] = [one for one in stage.harness.hosts["scheduler"].service.loops if one.name == name]
+    return found
+
+
+async def test_a_node_is_not_removed_under_its_jobs_by_mistake(scheduler: Stage) -> None:
+    await scheduler.joins("n1")
+    wanted = job(scheduler)
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    await told(scheduler, "n1", wanted)
+    with pytest.raises(Conflict, match="1 jobs are at work on n1"):
+        await scheduler.bus.ask(NodeRemoved(node="n1"))

@@ -17,7 +17,15 @@ from scheduler import queries
 from scheduler.door import Door
 from scheduler.nodes import SILENCE, TOLD_OUTAGES, about_node, offered
 from scheduler.peers import Peers
-from scheduler.tables import NodeKeyRow, NodeRow, PlacementRow, ProjectionRow, WorkloadRow
+from scheduler.tables import (
+    JobRow,
+    NodeKeyRow,
+    NodeRow,
+    PlacementRow,
+    ProjectionRow,
+    TransferRow,
+    WorkloadRow,
+)
 
 # What is promised already stays promised, also where less may be promised from now on.
 _OFFER = text(
@@ -91,6 +99,22 @@ class Administration:
                     "force: what has a copy elsewhere goes on from there, and the rest is lost",
                     node=node,
                     workloads=len(held),
+                )
+            coming = await tx.scalars(select(TransferRow.workload).where(TransferRow.target == node))
+            if coming and not order.force:
+                raise Conflict(
+                    f"the data of {len(coming)} workloads is on its way to {node}; drain it first, or "
+                    "remove it by force: they go on where they were",
+                    node=node,
+                    workloads=len(coming),
+                )
+            jobs = await tx.scalars(select(JobRow.id).where(JobRow.node == node, JobRow.state == "placed"))
+            if jobs and not order.force:
+                raise Conflict(
+                    f"{len(jobs)} jobs are at work on {node}; disable it and wait for their end, or remove "
+                    "it by force: they count as lost",
+                    node=node,
+                    jobs=len(jobs),
                 )
             if key is None and row is not None and row.status == "online":
                 raise Conflict(

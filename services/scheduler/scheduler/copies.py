@@ -70,6 +70,12 @@ where w.in_force ->> 'copy_minutes' is not null and w.in_force ->> 'state' <> 'd
 order by w.copy_after nulls first, w.id limit %(limit)s
 """
 
+# Its instances have ended for a move there is no more: the node it was to go to was removed.
+_STRANDED = """
+select w.id from workload w join node n on n.name = w.bound and n.status = 'online'
+where w.moving and not exists (select from transfer t where t.workload = w.id) order by w.id limit %s
+"""
+
 # Held where there is nothing to be held for; more of them than are wanted; one lost of those a plan had.
 _SURPLUS = """
 select w.id from workload w where w.id in (select workload from copy where not dropping) and (
@@ -136,6 +142,7 @@ class Copies:
         now = self._runtime.clock.now()
         await self._each(_LOST, (BATCH,), self._go_on)
         await self._each(HOPELESS, {"now": now, "only": None}, self._moves.judge)
+        await self._each(_STRANDED, (BATCH,), self._moves.come_back)
         await self._each(_DRAINED, (now, BATCH), self._begin_move)
         await self._each(_UNCOPIED, {"now": now, "limit": BATCH}, self._begin_copy)
         await self._each(_SURPLUS, (BATCH,), self._drop)

@@ -298,28 +298,38 @@ class Moves:
         pause = min(pause * 2 ** min(facts.copy_failures, 16), LONGEST_PAUSE)
         await wait(connection, facts.id, self._runtime.clock.now() + pause, failures=facts.copy_failures + 1)
         if facts.moving:
-            # Its data is where it was.
-            demand = facts.demand
-            await rehome.come_back(connection, facts.id, str(facts.bound), demand.slots, demand.room)
-            tx.after_commit(self._project)
-            tx.after_commit(self._place)
-            tx.publish(
-                AlertRaised(
-                    service=self._runtime.name,
-                    severity="warning",
-                    title="An app could not be moved with its data, and goes on where it was",
-                    details={
-                        "workload": facts.id,
-                        "node": str(facts.bound),
-                        "to": transfer["target"],
-                        "why": transfer["words"] or "nothing came over",
-                    },
-                )
-            )
+            await self._go_back(tx, connection, facts, transfer["target"], transfer["words"])
         self._runtime.log.info(
             "a copy is given up", workload=facts.id, target=transfer["target"], words=transfer["words"]
         )
         tx.after_commit(self._nudge)
+
+    async def come_back(self, tx: Tx, connection: AsyncConnection[Any], facts: Facts) -> None:
+        """Of one that moves, and has nowhere to any more."""
+        if facts.moving and facts.transfer is None:
+            await self._go_back(tx, connection, facts, None, "the node it was to go to was removed")
+
+    async def _go_back(
+        self, tx: Tx, connection: AsyncConnection[Any], facts: Facts, target: str | None, why: str | None
+    ) -> None:
+        """Its data is where it was."""
+        demand = facts.demand
+        await rehome.come_back(connection, facts.id, str(facts.bound), demand.slots, demand.room)
+        tx.after_commit(self._project)
+        tx.after_commit(self._place)
+        tx.publish(
+            AlertRaised(
+                service=self._runtime.name,
+                severity="warning",
+                title="An app could not be moved with its data, and goes on where it was",
+                details={
+                    "workload": facts.id,
+                    "node": str(facts.bound),
+                    "to": target or "",
+                    "why": why or "nothing came over",
+                },
+            )
+        )
 
     @staticmethod
     async def _release(connection: AsyncConnection[Any], facts: Facts) -> None:
