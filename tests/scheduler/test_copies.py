@@ -11,6 +11,7 @@ from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
 from contracts.reports import CopiesHeld, CopyState, VolumeUse
 from contracts.workload import NodeWorkload, Volume, WorkloadSpec
 from runtime.store import PLATFORM
+from scheduler import copies
 from scheduler.facts import facts_of
 from scheduler.held import Held
 from scheduler.moves import Moves
@@ -512,3 +513,23 @@ async def test_a_move_whose_target_is_removed_ends_where_it_began(scheduler: Sta
     assert await places(scheduler, app) == [("n1", False)]
     alert = await scheduler.harness.event(AlertRaised, lambda e: e.title.startswith("An app could not"))
     assert alert.details["why"] == "the node it was to go to was removed"
+
+
+async def test_what_cannot_go_on_keeps_nobody_waiting_who_can(
+    scheduler: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "BATCH", 1)
+    # The first that is looked at has a copy where there is no memory for it.
+    stays, goes = (stateful(copy_minutes=10, id=f"app_{i:026d}") for i in range(2))
+    await scheduler.joins("n1")
+    for app, node, memory in ((stays, "n2", 100), (goes, "n3", 1000)):
+        await scheduler.harness.publish(AppChanged(spec=app))
+        await scheduler.told("n1", app, slots=1)
+        await scheduler.joins(node, memory_mb=memory)
+        await says(scheduler, node, app, await order(scheduler, node, app, role="take"))
+        await scheduler.bus.ask(NodeChanged(node=node, disabled=True))
+    for node in ("n2", "n3"):
+        await scheduler.bus.ask(NodeChanged(node=node, disabled=False))
+    await silence(scheduler, "n1", others=("n2", "n3"))
+    await scheduler.told("n3", goes, slots=1)
+    assert await scheduler.desired("n2", stays.id) is None

@@ -9,7 +9,7 @@ in `moves`.
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from contracts.errors import Conflict, Unavailable
@@ -36,6 +36,14 @@ select exists (select from workload where bound is not null) or exists (select f
     or exists (select from transfer)
 """
 
+# What is found, those that were put off last. Where nothing can be done for one page, the next is looked at.
+_PAGE = """
+select coalesce(w.copy_after, 'epoch') as turn, w.id from workload w
+where w.id in ({found}) and (coalesce(w.copy_after, 'epoch'), w.id) > (%(turn)s, %(after)s)
+order by turn, w.id limit %(limit)s
+"""
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC), ""
+
 _LOST = """
 select w.id from workload w left join node n on n.name = w.bound
 where w.bound is not null and (n.name is null or n.status = 'offline')
@@ -45,35 +53,37 @@ where w.bound is not null and (n.name is null or n.status = 'offline')
         where c.workload = w.id and c.taken_at is not null and not c.dropping and not c.missing
             and t.status = 'online' and c.node <> w.bound
     )
-order by w.id limit %s
 """
 
-_DRAINED = """
+# Its home gives and takes less than it may at a time.
+_HAS_A_TURN = f"(select count(*) from transfer t where w.bound in (t.source, t.target)) < {AT_ONCE}"
+
+_DRAINED = f"""
 select w.id from workload w join node n on n.name = w.bound
 where n.draining and n.status = 'online' and not w.moving and w.in_force ->> 'state' <> 'deleted'
-    and (w.copy_after is null or w.copy_after <= %s)
+    and (w.copy_after is null or w.copy_after <= %(now)s)
     and not exists (select from transfer t where t.workload = w.id)
-order by w.copy_after nulls first, w.id limit %s
+    and {_HAS_A_TURN}
 """
 
-_UNCOPIED = """
+_UNCOPIED = f"""
 select w.id from workload w join node n on n.name = w.bound and n.status = 'online'
 where w.in_force ->> 'copy_minutes' is not null and w.in_force ->> 'state' <> 'deleted'
     and not w.moving and not n.draining and (w.copy_after is null or w.copy_after <= %(now)s)
     and not exists (select from transfer t where t.workload = w.id)
+    and {_HAS_A_TURN}
     and not exists (
         select from copy c join node h on h.name = c.node
         where c.workload = w.id and not c.dropping and not c.missing
             and not h.draining and h.status = 'online'
             and c.taken_at > %(now)s - (w.in_force ->> 'copy_minutes')::int * interval '1 minute'
     )
-order by w.copy_after nulls first, w.id limit %(limit)s
 """
 
 # Its instances have ended for a move there is no more: the node it was to go to was removed.
 _STRANDED = """
 select w.id from workload w join node n on n.name = w.bound and n.status = 'online'
-where w.moving and not exists (select from transfer t where t.workload = w.id) order by w.id limit %s
+where w.moving and not exists (select from transfer t where t.workload = w.id)
 """
 
 # Held where there is nothing to be held for; more of them than are wanted; one lost of those a plan had.
@@ -81,7 +91,7 @@ _SURPLUS = """
 select w.id from workload w where w.id in (select workload from copy where not dropping) and (
     w.in_force ->> 'copy_minutes' is null or w.in_force ->> 'state' = 'deleted' or w.bound is null
     or (select count(*) from copy c where c.workload = w.id and not c.dropping) > 1
-) order by w.id limit %s
+)
 """
 
 _BEGIN = """
@@ -103,9 +113,7 @@ on conflict (workload, node) do update set disk_mb = excluded.disk_mb, dropping 
 _UNPROVEN = """
 select w.id from workload w join node_usage u on u.node = w.bound
 where w.home > w.proven and not w.moving and u.instances ? w.id and w.homed_at < u.at
-order by w.id limit %s
 """
-
 
 # A home that says it has a volume nobody knew to be made.
 _NEW = """
@@ -114,7 +122,6 @@ where u.volumes ? w.id and not w.moving and (w.homed_at is null or w.homed_at < 
     select from jsonb_array_elements(w.in_force -> 'volumes') as volume
     where u.volumes -> w.id ? (volume ->> 'id') and volume ->> 'id' <> all(w.made)
 )
-order by w.id limit %s
 """
 
 
@@ -139,45 +146,49 @@ class Copies:
         self._had_data = has_data
 
     async def _look_after(self) -> None:
-        now = self._runtime.clock.now()
-        await self._each(_LOST, (BATCH,), self._go_on)
-        await self._each(HOPELESS, {"now": now, "only": None}, self._moves.judge)
-        await self._each(_STRANDED, (BATCH,), self._moves.come_back)
-        await self._each(_DRAINED, (now, BATCH), self._begin_move)
-        await self._each(_UNCOPIED, {"now": now, "limit": BATCH}, self._begin_copy)
-        await self._each(_SURPLUS, (BATCH,), self._drop)
-        await self._each(_UNPROVEN, (BATCH,), self._moves.prove)
+        await self._each(_LOST, self._go_on)
+        await self._each(HOPELESS, self._moves.judge)
+        await self._each(_STRANDED, self._moves.come_back)
+        await self._each(_DRAINED, self._begin_move)
+        await self._each(_UNCOPIED, self._begin_copy)
+        await self._each(_SURPLUS, self._drop)
+        await self._each(_UNPROVEN, self._moves.prove)
         if self._runtime.bus.connected:
             await self._orders.write()
 
     async def remember(self) -> None:
         """Volumes are made once: what a home has had, it is not to make again when it has lost it."""
-        await self._each(_NEW, (BATCH,), self._moves.remember)
+        await self._each(_NEW, self._moves.remember)
 
-    async def _each(
-        self,
-        statement: str,
-        parameters: Any,
-        work: Callable[[Tx, AsyncConnection[Any], Facts], Any],
-    ) -> None:
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            connection = await tx.connection()
-            found = await (await connection.execute(statement, parameters, prepare=True)).fetchall()
-        for (workload,) in found:
-            try:
-                async with self._runtime.store.transaction(PLATFORM) as tx:
-                    connection = await tx.connection()
-                    facts = await facts_of(connection, workload)
-                    if facts is not None:
-                        await work(tx, connection, facts)
-            except Conflict as error:
-                # The room was taken by somebody else meanwhile: the next look finds what there is.
-                self._runtime.log.info("data stays where it is", workload=workload, why=error.message)
-            except Unavailable:
-                raise
-            except Exception:
-                # One that breaks must not keep the others' data where it cannot stay.
-                self._runtime.log.exception("data could not be looked after", workload=workload)
+    async def _each(self, found: str, work: Callable[[Tx, AsyncConnection[Any], Facts], Any]) -> None:
+        page, (turn, after) = _PAGE.format(found=found), _FIRST
+        now = self._runtime.clock.now()
+        while True:
+            asked = {"now": now, "only": None, "turn": turn, "after": after, "limit": BATCH}
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                connection = await tx.connection()
+                rows = await (await connection.execute(page, asked, prepare=True)).fetchall()
+            for _, workload in rows:
+                await self._one(workload, work)
+            if len(rows) < BATCH:
+                return
+            turn, after = rows[-1]
+
+    async def _one(self, workload: str, work: Callable[[Tx, AsyncConnection[Any], Facts], Any]) -> None:
+        try:
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                connection = await tx.connection()
+                facts = await facts_of(connection, workload)
+                if facts is not None:
+                    await work(tx, connection, facts)
+        except Conflict as error:
+            # The room was taken by somebody else meanwhile: the next look finds what there is.
+            self._runtime.log.info("data stays where it is", workload=workload, why=error.message)
+        except Unavailable:
+            raise
+        except Exception:
+            # One that breaks must not keep the others' data where it cannot stay.
+            self._runtime.log.exception("data could not be looked after", workload=workload)
 
     async def _fleet(self, connection: AsyncConnection[Any]) -> Fleet:
         return await self._roster.refresh(connection)
