@@ -184,11 +184,11 @@ async def test_a_release_that_does_not_live_gives_way_to_the_one_before(
     assert bad.image != good.image
     await here.say(
         decided(bad, "local"),
-        rollout(bad, ok=False, running=1, reason="health check failed", log_tail=("boom",)),
+        rollout(bad, ok=False, running=1, reason="health check failed", log_tail=("bo\0m",)),
     )
     view = await deployment_of(customer, deployment)
     assert (view["status"], view["reason"]) == ("failed", "local: health check failed")
-    assert view["log_tail"] == ["boom"]
+    assert view["log_tail"] == ["bo\ufffdm"]
     back = await here.spec(app)
     assert (back.image, back.release, back.deployment) == (good.image, good.release, good.deployment)
     assert (back.port, back.processes, back.fingerprint()) == (good.port, good.processes, good.fingerprint())

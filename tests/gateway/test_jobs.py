@@ -1,5 +1,6 @@
 """Commands and release phases as a customer asks for them, with the scheduler and the nodes played."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -67,6 +68,32 @@ async def say_lines(here: World, job: Job, node: str, *numbers: int) -> None:
 async def log(customer: Customer, job: str) -> list[str]:
     page = await customer.call("GET", f"/api/paas/jobs/{job}/log")
     return [line["text"] for line in page["lines"]]
+
+
+async def test_a_line_no_text_holds_is_kept_as_one_and_loses_nobody_his(
+    here: World, customer: Customer
+) -> None:
+    app, _ = await here.live(customer, "speaks-nul")
+    jobs = []
+    for number in (1, 2):
+        await customer.call("POST", f"/api/paas/apps/{app}/run", json={"command": f"say {number}"})
+        jobs.append(await asked(here, app, number=number))
+        await here.say(JobPlaced(**of(jobs[-1]), placed_on="n1"))
+    (line,) = lines(1)
+    told = JobOutput(node="n1", job=jobs[0].id, lines=(line,)).model_dump(mode="json")
+    told["lines"][0]["text"] = "a\0b"
+    # One batch has both.
+    await here.harness.client.publish("job.output.n1", json.dumps(told).encode())
+    await say_lines(here, jobs[1], "n1", 1)
+
+    async def kept() -> bool:
+        return [await log(customer, job.id) for job in jobs] == [["a\ufffdb"], ["line 1"]]
+
+    await eventually(kept, what="the lines")
+    told = ended(jobs[0]).model_dump(mode="json")
+    told["words"] = "killed\0"
+    await here.say(JobEnded.model_validate(told))
+    assert (await customer.call("GET", f"/api/paas/jobs/{jobs[0].id}"))["reason"] == "killed\ufffd"
 
 
 async def test_a_command_is_asked_for_followed_and_ends(here: World, customer: Customer) -> None:

@@ -13,7 +13,7 @@ from node_agent.engine import ContainerEngine, Ending, EngineEvent, Instance, Se
 from node_agent.health import probe
 
 from tests.harness import eventually
-from tests.ports.engines import Hands, blueprint, docker_engine
+from tests.ports.engines import DockerHands, Hands, blueprint, docker_engine
 from tests.ports.fake_engine import FakeEngine
 
 
@@ -186,6 +186,16 @@ async def test_the_tail_of_the_log_is_its_last_lines(hands: Hands) -> None:
     await answers(instance)
     assert await hands.engine.log_tail(instance.identity.instance, 5) != ()
     assert len(await hands.engine.log_tail(instance.identity.instance, 1)) == 1
+
+
+async def test_the_tail_of_the_log_is_text_whatever_was_written(docker: DockerHands) -> None:
+    instance = await run(docker, command="printf 'a\\0b\\n'; exec sleep 60")
+
+    async def said() -> tuple[str, ...]:
+        return await docker.engine.log_tail(instance.identity.instance, 5)
+
+    assert await eventually(said, what="its line") == ("a\ufffdb",)
+    await docker.engine.remove(instance.identity.instance)
 
 
 async def test_what_an_instance_says_is_read_line_by_line_from_any_moment_on(hands: Hands) -> None:

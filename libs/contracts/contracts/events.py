@@ -23,7 +23,7 @@ from contracts.ids import (
     new_id,
 )
 from contracts.jobs import Job, JobKind, JobLine, JobOutcome
-from contracts.model import Model, Moment
+from contracts.model import Model, Moment, Words
 from contracts.money import Money, Rate
 from contracts.workload import (
     BuildResult,
@@ -206,7 +206,7 @@ class InstanceStopped(NodeEvent):
     stopped_at: Moment
     reason: Literal["replaced", "stopped", "deleted", "moved", "unhealthy", "lost", "ended", "slept"]
     exit_code: int | None = None
-    words: str | None = None
+    words: Words | None = None
 
 
 class InstanceCrashed(NodeEvent):
@@ -219,7 +219,7 @@ class InstanceCrashed(NodeEvent):
     slot: Slot
     exit_code: int | None
     # In all, such as "web.1 crashed 5 times in 2 minutes, next try in 40 s; the last time: exit code 1".
-    words: str
+    words: Words
     # Crashes of the slot in the last minutes, and until about when it stays away now.
     crashes: Annotated[int, Field(ge=1)]
     seconds_away: Annotated[float, Field(ge=0)]
@@ -235,8 +235,8 @@ class RolloutFinished(NodeEvent):
     deployment: DeploymentId | None
     ok: bool
     running: Annotated[int, Field(ge=0)]
-    reason: str | None = None
-    log_tail: tuple[str, ...] = ()
+    reason: Words | None = None
+    log_tail: tuple[Words, ...] = ()
     # Its instances on this node are stopped until somebody asks for them.
     asleep: bool = False
 
@@ -248,7 +248,7 @@ class SleepChanged(NodeEvent):
     workload: AppId
     organization: OrganizationId
     asleep: bool
-    words: str | None = None
+    words: Words | None = None
 
 
 class NodeRemoved(Event):
@@ -307,7 +307,7 @@ class JobFinished(NodeEvent):
     organization: OrganizationId
     outcome: JobOutcome
     exit_code: int | None = None
-    words: str | None = None
+    words: Words | None = None
     seconds: Annotated[float, Field(ge=0)] = 0
     tail: tuple[JobLine, ...] = ()
     # How many lines there were.
@@ -325,7 +325,7 @@ class JobEnded(Event):
     deployment: DeploymentId | None
     outcome: JobOutcome
     exit_code: int | None = None
-    words: str | None = None
+    words: Words | None = None
     seconds: Annotated[float, Field(ge=0)] = 0
     tail: tuple[JobLine, ...] = ()
     lines: Annotated[int, Field(ge=0)] = 0

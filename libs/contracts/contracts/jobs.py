@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from contracts.ids import JobId, NodeName
-from contracts.model import Model, Moment
+from contracts.model import Model, Moment, Words
 from contracts.workload import NodeWorkload, WorkloadSpec
 
 # release: before a new release goes live. run: a customer's command. cron: one by a schedule.
@@ -29,7 +29,7 @@ class JobLine(Model):
     sequence: Annotated[int, Field(ge=1)]
     at: Moment
     stream: Literal["stdout", "stderr", "platform"]
-    text: str
+    text: Words
 
 
 class Job(Model):

@@ -21,7 +21,7 @@ from contracts.ids import (
 )
 from contracts.jobs import JobLine
 from contracts.mesh import Host
-from contracts.model import Model, Moment
+from contracts.model import Model, Moment, Words
 from contracts.money import Rate
 from contracts.workload import Slot
 
@@ -188,7 +188,7 @@ class CopyState(Report):
     # What had to be sent: blocks that were there already are not.
     sent_mb: Annotated[int, Field(ge=0)] = 0
     # Why it does not get on; and that it will not for a long time.
-    words: str | None = None
+    words: Words | None = None
     refused: bool = False
     # Of a complete one: the moment whose data it has, of which volumes, and for how long these stood still.
     taken_at: Moment | None = None

@@ -304,7 +304,8 @@ class DockerEngine:
         text = await self._call(
             lambda client: client.logs(self._name(instance), stdout=True, stderr=True, tail=lines)
         )
-        return tuple(text[-_LOG_TAIL_BYTES:].decode(errors="replace").splitlines()[-lines:])
+        said = text[-_LOG_TAIL_BYTES:].decode(errors="replace").replace("\0", "\ufffd")
+        return tuple(said.splitlines()[-lines:])
 
     # --- streams -----------------------------------------------------------------------------------
 
