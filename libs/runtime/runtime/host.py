@@ -93,7 +93,9 @@ class Host:
     async def _repeat(self, loop: Loop) -> None:
         pause = 0.0
         failing = False
+        clock = asyncio.get_running_loop().time
         while True:
+            begun = clock()
             try:
                 more = await loop.work()
                 if failing:
@@ -110,6 +112,9 @@ class Host:
                         exc_info=None if isinstance(error, Unavailable) else error,
                     )
                 failing = True
+                if clock() - begun > LONGEST_PAUSE:
+                    # Work that never ends has worked until now.
+                    pause = 0.0
                 pause = min(max(0.25, pause * 2), LONGEST_PAUSE)
                 await loop.pause(pause)
                 continue
