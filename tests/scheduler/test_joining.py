@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import nats
 import pytest
-from contracts.errors import BerthError, Conflict, Forbidden, NotFound
+from contracts.errors import BerthError, Conflict, Forbidden, NotFound, Unavailable
 from contracts.ids import new_id
 from contracts.queries import (
     JoinTokenMade,
@@ -19,7 +19,10 @@ from contracts.queries import (
     NodeRemoved,
 )
 from nats.aio.client import Client
+from runtime.issuer import Request
 from runtime.permissions import node_name
+from runtime.tasks import end
+from scheduler.door import LINGER, Door
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -259,6 +262,37 @@ async def consume(client: Client, node: str, config: dict[str, object]) -> dict[
     answer = await client.request(subject, json.dumps(words).encode(), timeout=2)
     found: dict[str, object] = json.loads(answer.data)
     return found
+
+
+async def test_what_a_stranger_says_at_the_door_keeps_nobody_out(scheduler: Stage) -> None:
+    await scheduler.bus.ask(join(await token(scheduler), KEY, node="j1"))
+    for user in ("node-\0", "node-a b", "node-" + "x" * 500):
+        began = time.monotonic()
+        refused, let_in = await asyncio.gather(
+            turned_away(scheduler, user, KEY), turned_away(scheduler, "node-j1", KEY)
+        )
+        assert (refused, let_in) == (True, False)
+        assert time.monotonic() - began < 2
+
+
+async def test_one_who_cannot_be_judged_keeps_nobody_out(
+    scheduler: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scheduler.bus.ask(join(await token(scheduler), KEY, node="j1"))
+    answers = Door._answers
+
+    async def broken(self: Door, requests: list[Request]) -> list[bytes]:
+        if any(request.user == "node-bad" for request in requests):
+            raise ZeroDivisionError
+        return await answers(self, requests)
+
+    monkeypatch.setattr(Door, "_answers", broken)
+    unanswered = [asyncio.create_task(turned_away(scheduler, "node-bad", KEY)) for _ in range(3)]
+    try:
+        tried = [turned_away(scheduler, "node-j1", KEY) for _ in range(3)]
+        assert await asyncio.gather(*tried) == [False] * 3
+    finally:
+        await end(unanswered)
 
 
 # --- who is removed --------------------------------------------------------------------------------------

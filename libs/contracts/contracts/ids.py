@@ -50,4 +50,9 @@ ReleaseId = Annotated[str, _typed("rel")]
 SourceId = Annotated[str, _typed("src")]
 UserId = Annotated[str, _typed("usr")]
 VolumeId = Annotated[str, _typed("vol")]
-NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+_NODE_NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+NodeName = Annotated[str, StringConstraints(pattern=_NODE_NAME)]
+
+
+def is_node_name(text: str) -> bool:
+    return re.fullmatch(_NODE_NAME, text) is not None

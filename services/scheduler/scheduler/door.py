@@ -16,6 +16,7 @@ from typing import Any
 
 import nats
 from contracts.errors import Poison, Unavailable
+from contracts.ids import is_node_name
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -73,17 +74,29 @@ class Door:
                     requests.append((message, Request.parse(message.data)))
                 except Poison as error:
                     self._runtime.log.warning("not understood at the door", error=error.message)
-            try:
-                answers = await self._answers([request for _, request in requests])
-            except Unavailable:
-                # Without an answer the server turns them away, and they come again.
-                continue
-            for (message, _), answer in zip(requests, answers, strict=True):
-                with contextlib.suppress(NatsError):
-                    await message.respond(answer)
+            await self._judge(requests)
+
+    async def _judge(self, requests: list[tuple[Msg, Request]]) -> None:
+        try:
+            answers = await self._answers([request for _, request in requests])
+        except Unavailable:
+            # Without an answer the server turns them away, and they come again.
+            return
+        except Exception:
+            # Whoever says it is a stranger: his words must keep nobody else out.
+            if len(requests) == 1:
+                self._runtime.log.exception("not judged at the door", user=requests[0][1].user[:80])
+                return
+            for one in requests:
+                await self._judge([one])
+            return
+        for (message, _), answer in zip(requests, answers, strict=True):
+            with contextlib.suppress(NatsError):
+                await message.respond(answer)
 
     async def _answers(self, requests: list[Request]) -> list[bytes]:
-        names = [r.user.removeprefix(_PREFIX) for r in requests if r.user.startswith(_PREFIX)]
+        named = [r.user.removeprefix(_PREFIX) for r in requests if r.user.startswith(_PREFIX)]
+        names = [name for name in named if is_node_name(name)]
         rows = await self._runtime.store.read(_KEYS, (names,))
         digests: dict[str, str] = {node_name(node): digest for node, digest in rows}
         return [self._answer(request, digests.get(request.user)) for request in requests]
