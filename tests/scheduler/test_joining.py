@@ -336,3 +336,29 @@ async def known(stage: Stage, node: str) -> bool:
     except BerthError:
         return False
     return True
+
+
+async def test_a_removed_node_that_cannot_be_cut_off_stays_removed_until_it_is(
+    scheduler: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scheduler.bus.ask(join(await token(scheduler), KEY, node="j1"))
+    door = Door(scheduler.runtime)
+    cut = Door.cut
+
+    async def in_vain(_: Door, node: str) -> int:
+        raise Unavailable(f"nobody answers about {node}")
+
+    async with connected(scheduler, "j1", KEY) as (client, _):
+        monkeypatch.setattr(Door, "cut", in_vain)
+        await scheduler.bus.ask(NodeRemoved(node="j1"))
+        scheduler.harness.clock.advance(LINGER.total_seconds() + 10)
+        await door.watch()
+        await client.publish("node.heartbeat.j1", heartbeat("j1").model_dump_json().encode())
+        await scheduler.bus.report(heartbeat("n1"))
+        await eventually(lambda: known(scheduler, "n1"), what="another node")
+        assert not await known(scheduler, "j1")
+
+        monkeypatch.setattr(Door, "cut", cut)
+        await door.watch()
+        await eventually(lambda: is_out(client), what="the end of its connection")
+    assert await scheduler.runtime.store.read("select node from node_key") == []

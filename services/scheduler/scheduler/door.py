@@ -34,8 +34,11 @@ _SILENCE = 0.25
 _PREFIX = node_name("")
 
 _KEYS = "select node, digest from node_key where node = any(%s) and removed_at is null"
-_REMOVED = "select node from node_key where removed_at > %s"
-_FORGET = "delete from node_key where removed_at < %s"
+# Cut for the last time when nobody can come in any more who was judged before; until then a removed one is
+# remembered, or it would be taken for one that never had to join.
+_REMOVED = "select node from node_key where removed_at is not null"
+_CUT = "update node_key set cut_at = %s where node = %s and removed_at is not null"
+_FORGET = "delete from node_key where removed_at < cut_at - %s::interval"
 
 
 def digest_of(key: str) -> str:
@@ -111,12 +114,17 @@ class Door:
     # --- who is put out ------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        now = self._runtime.clock.now()
-        for (node,) in await self._runtime.store.read(_REMOVED, (now - LINGER,)):
-            await self.cut(node)
-        async with self._runtime.store.transaction(PLATFORM) as tx:
-            connection = await tx.connection()
-            await connection.execute(_FORGET, (now - LINGER,))
+        for (node,) in await self._runtime.store.read(_REMOVED):
+            now = self._runtime.clock.now()
+            try:
+                await self.cut(node)
+            except Unavailable as error:
+                self._runtime.log.warning("a removed node is not cut off yet", node=node, error=error.message)
+                continue
+            async with self._runtime.store.transaction(PLATFORM) as tx:
+                connection = await tx.connection()
+                await connection.execute(_CUT, (now, node))
+                await connection.execute(_FORGET, (LINGER,))
 
     async def cut(self, node: str) -> int:
         """Ends every connection of the node; how many there were."""

@@ -130,7 +130,7 @@ class JoinTokenRow(Base):
 
 class NodeKeyRow(Base):
     """A machine that has joined: what it logs in to the bus with, of which only the digest is kept. A removed
-    one stays until its connections are known to be cut."""
+    one stays until its connections are known to be cut for the last time."""
 
     __tablename__ = "node_key"
     node: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -142,6 +142,8 @@ class NodeKeyRow(Base):
     machine: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
     joined_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     removed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    # When its connections were last ended, as a removed one.
+    cut_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     __table_args__ = (
         Index("node_key_removed", "removed_at", postgresql_where=text("removed_at is not null")),
     )
