@@ -1,7 +1,7 @@
 """Routes of apps: a customer's intent, taken down in one transaction with the word of it (I1)."""
 
 from contracts.api import AppDetail, AppList, ChooseBuild, CreateApp, OwnedAppList, Scale
-from contracts.errors import Conflict, InvalidInput, Unavailable
+from contracts.errors import Conflict, InvalidInput, QuotaExceeded, Unavailable
 from contracts.events import AppCreated
 from contracts.git_address import parse
 from contracts.ids import new_id
@@ -10,7 +10,7 @@ from contracts.sources_api import ChooseKey
 from contracts.workload import Process
 from fastapi import APIRouter, Request, Response
 from runtime.store import PLATFORM, Tx
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from gateway import (
@@ -106,6 +106,7 @@ async def create_app(new: CreateApp, caller: Member) -> Response:
             plan = await plans.offered_plan(tx, new.plan)
             _require_replicas(plan, new.replicas)
             await runtimes.require(tx, plan, new.build.runtime)
+            await _require_room(desk, tx, caller.organization)
             row.plan, row.limits, row.needs = plan.name, plan.limits, plan.needs
             row.copy_minutes = plan.copy_minutes
             row.micros_per_hour, row.currency = plan.micros_per_hour, plan.currency
@@ -251,6 +252,13 @@ async def _default_project(tx: Tx, organization: str) -> str:
     )
     assert found is not None
     return found.id
+
+
+async def _require_room(desk: Desk, tx: Tx, organization: str) -> None:
+    most = desk.settings.apps_per_organization
+    mine = (WorkloadRow.organization == organization, WorkloadRow.state != "deleted")
+    if (await tx.execute(select(func.count()).select_from(WorkloadRow).where(*mine))).scalar_one() >= most:
+        raise QuotaExceeded(f"an organization has at most {most} apps; delete one first", most=most)
 
 
 def _require_replicas(plan: PlanRow | None, replicas: int) -> None:

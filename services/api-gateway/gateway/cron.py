@@ -119,7 +119,7 @@ async def run_now(app: str, cron: str, caller: Member) -> Response:
     desk = caller.desk
     async with desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
-        await run.require_release(tx, row)
+        await run.require_room(desk, tx, row, "run", "cron")
         chosen = await _locked(tx, app, cron)
         begun = await _begin(desk, tx, row, chosen)
     return await jobs.shown(desk.store, caller.organization, begun.id, status=202)
@@ -180,11 +180,14 @@ async def tick(desk: Desk) -> bool:
 
 async def _begin(desk: Desk, tx: Tx, row: WorkloadRow, cron: CronRow) -> JobRow:
     skipped: str | None = None
-    busy = await tx.one(
-        select(JobRow.id).where(JobRow.cron == cron.id, JobRow.status.in_(jobs.OPEN)).limit(1)
+    most = desk.settings.jobs_per_app
+    busy = await tx.scalars(
+        select(JobRow.id).where(JobRow.cron == cron.id, JobRow.status.in_(jobs.OPEN)).limit(most)
     )
-    if busy is not None and not cron.overlap:
-        skipped = f"left out: the run before it ({busy}) has not ended yet"
+    if busy and not cron.overlap:
+        skipped = f"left out: the run before it ({busy[0]}) has not ended yet"
+    elif len(busy) == most:
+        skipped = f"left out: {most} runs before it have not ended yet"
     return jobs.ask(
         tx,
         row,

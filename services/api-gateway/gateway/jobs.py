@@ -198,7 +198,7 @@ def ask(
         kind=kind,
         deployment=deployment,
         cron=cron,
-        body=job.model_dump(mode="json"),
+        body=job.model_dump(mode="json") if skipped is None else {},
         command=command,
         attached=attached,
         status="queued" if skipped is None else "not_started",
@@ -261,7 +261,7 @@ async def end(event: JobEnded, tx: Tx) -> JobRow | None:
     if row is None or row.status not in OPEN:
         return None
     row.status, row.reason, row.exit_code = event.outcome, event.words, event.exit_code
-    row.seconds, row.finished_at = event.seconds, event.at
+    row.seconds, row.finished_at, row.body = event.seconds, event.at, {}
     await _keep_lines(tx, row, event)
     return row
 

@@ -6,12 +6,15 @@ from contracts.api import (
     OrganizationList,
     OrganizationView,
 )
+from contracts.errors import QuotaExceeded
 from contracts.ids import new_id
 from fastapi import APIRouter, Response
 from runtime.store import PLATFORM
+from sqlalchemy import func, select
 
 from gateway import accounts, pages
-from gateway.permissions import Administrator, User
+from gateway.identity_tables import MemberRow
+from gateway.permissions import Administrator, Caller, User
 
 router = APIRouter(prefix="/api", tags=["organizations"])
 
@@ -40,11 +43,22 @@ async def list_organizations(caller: User) -> OrganizationList:
 
 @router.post("/organizations", status_code=201)
 async def create_organization(new: CreateOrganization, caller: User) -> OrganizationView:
+    await _require_room(caller)
     mine = new_id("org")
     async with caller.desk.store.transaction(mine) as tx:
         await accounts.found_organization(tx, mine, new.name, caller.user)
     caller.desk.tokens.forget(caller.user)
     return OrganizationView(id=mine, name=new.name)
+
+
+async def _require_room(caller: Caller) -> None:
+    most = caller.desk.settings.organizations_per_user
+    async with caller.desk.store.transaction(PLATFORM) as tx:
+        found = await tx.execute(
+            select(func.count()).select_from(MemberRow).where(MemberRow.user_id == caller.user)
+        )
+    if found.scalar_one() >= most:
+        raise QuotaExceeded(f"a user has at most {most} organizations; ask the operator for more", most=most)
 
 
 @router.get("/admin/organizations", response_model=AccountedOrganizationList)

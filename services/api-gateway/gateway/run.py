@@ -1,6 +1,7 @@
 """A command in a new container of an app, or in one that runs: asked for here, talked to over `sessions`."""
 
 from contracts.errors import Conflict, QuotaExceeded
+from contracts.jobs import JobKind
 from contracts.jobs_api import AttachedJob, Execute, JobView, RunCommand, TicketView
 from contracts.queries import PlacesOf
 from contracts.sessions import Open
@@ -8,7 +9,8 @@ from contracts.workload import Slot
 from fastapi import APIRouter, Response
 from runtime.store import Tx
 
-from gateway import jobs, pages, tickets, wallets, workloads
+from gateway import allowances, jobs, pages, tickets, wallets, workloads
+from gateway.desk import Desk
 from gateway.permissions import Member
 from gateway.tables import WorkloadRow
 from gateway.tickets import Target
@@ -22,7 +24,7 @@ async def run_command(app: str, wanted: RunCommand, caller: Member) -> Response:
     desk, ticket = caller.desk, None
     async with desk.store.transaction(caller.organization) as tx:
         row = await workloads.locked(tx, app)
-        await require_room(tx, row, desk.settings.jobs_per_app)
+        await require_room(desk, tx, row, "run")
         asked = jobs.ask(
             tx,
             row,
@@ -76,9 +78,11 @@ async def require_release(tx: Tx, row: WorkloadRow) -> None:
     await wallets.require_funds(tx, row.organization)
 
 
-async def require_room(tx: Tx, row: WorkloadRow, most: int) -> None:
+async def require_room(desk: Desk, tx: Tx, row: WorkloadRow, *kinds: JobKind) -> None:
     await require_release(tx, row)
-    if await jobs.open_of(tx, row.id, "run") >= most:
+    most = desk.settings.jobs_per_app
+    if await jobs.open_of(tx, row.id, *kinds) >= most:
         raise QuotaExceeded(
             f"{most} commands of the app are under way already; wait for one, or cancel it", most=most
         )
+    await allowances.spend(tx, row.organization, "command", desk.settings.commands_per_hour)

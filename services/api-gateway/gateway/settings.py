@@ -45,7 +45,17 @@ class GatewaySettings(BaseSettings):
     release_minutes: float = Field(
         30, gt=0, le=600, description="A release phase that runs for longer is ended, and fails"
     )
-    jobs_per_app: int = Field(5, ge=1, le=100, description="Commands an app runs at the same time")
+    uploads_per_hour: int = Field(240, ge=1, description="Sources an organization may upload in an hour")
+    commands_per_hour: int = Field(
+        600,
+        ge=1,
+        description="Commands an organization may ask for in an hour; schedules are not counted",
+    )
+    jobs_per_app: int = Field(
+        5, ge=1, le=100, description="Commands an app runs at the same time, and runs of one of its schedules"
+    )
+    apps_per_organization: int = Field(200, ge=1, description="Most apps of an organization")
+    organizations_per_user: int = Field(20, ge=1, description="Most organizations of a user")
     stream_seconds: float = Field(
         600, gt=0, description="A log stream ends itself after so long, and the client comes again"
     )

@@ -22,7 +22,7 @@ from runtime.store import PLATFORM, Tx, scoped
 from sqlalchemy import select, text
 from starlette.requests import ClientDisconnect
 
-from gateway import credentials, git, images, workloads
+from gateway import allowances, credentials, git, images, workloads
 from gateway.desk import Desk
 from gateway.permissions import Member, Speaker
 from gateway.tables import SourceRow, WorkloadRow
@@ -56,6 +56,7 @@ _PRUNE = text(
     delete from source where id in (
         select id from (
             select s.id, row_number() over (partition by s.workload order by s.id desc) as place from source s
+            where s.workload = :workload or cast(:workload as text) is null
         ) ranked where place > :kept
     ) and not exists (
         select 1 from deployment d
@@ -64,18 +65,14 @@ _PRUNE = text(
     """
 )
 
-_IS_THERE = scoped(
-    "select w.id from workload w "
-    "where w.organization = scope.organization and w.id = %s and w.state <> 'deleted'"
-)
-
 
 @router.post("/apps/{app}/source", status_code=201, openapi_extra=_ARCHIVE)
 async def upload_source(app: str, request: Request, caller: Member) -> SourceView:
     """The next deployment without a Git repository builds the source uploaded last."""
     desk = caller.desk
-    if not await desk.store.read(_IS_THERE, (caller.organization, app)):
-        raise workloads.no_such_app(app)
+    async with desk.store.transaction(caller.organization) as tx:
+        await workloads.known(tx, app)
+        await allowances.spend(tx, caller.organization, "upload", desk.settings.uploads_per_hour)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
         archive: BinaryIO = file  # type: ignore[assignment]
         digest, size = await _receive(desk, request, archive)
@@ -99,6 +96,7 @@ async def upload_source(app: str, request: Request, caller: Member) -> SourceVie
                 await connection.execute(
                     _ADD_PART, (source.id, index, source.organization, archive.read(PART))
                 )
+            await tx.execute(_PRUNE, {"kept": desk.settings.sources_kept, "workload": app})
     return SourceView(id=source.id, sha256=digest, size=size, files=listing.files)
 
 
@@ -191,4 +189,4 @@ async def part_of(desk: Desk, query: SourcePartOf) -> SourcePart:
 
 async def prune(desk: Desk) -> None:
     async with desk.store.transaction(PLATFORM) as tx:
-        await tx.execute(_PRUNE, {"kept": desk.settings.sources_kept})
+        await tx.execute(_PRUNE, {"kept": desk.settings.sources_kept, "workload": None})

@@ -293,7 +293,7 @@ class JobRow(Base):
     # Of a release phase, of which an app's deployment has one; of a schedule.
     deployment: Mapped[str | None] = mapped_column(unique=True)
     cron: Mapped[str | None]
-    # The job as the rest of the platform is told it.
+    # The job as the rest of the platform is told it; nothing once that is over.
     body: Mapped[Json]
     command: Mapped[str]
     attached: Mapped[bool] = mapped_column(server_default=false())
