@@ -31,7 +31,7 @@ from runtime.bus import Bus
 from runtime.host import Host
 from runtime.issuer import Issuer, cutter_password
 from runtime.migrations import migrate
-from runtime.permissions import CUTTER, SERVICES, nats_users, render
+from runtime.permissions import CUTTER, SERVICES, inbox_of, nats_users, render
 from runtime.run import entry_points, make_runtime
 from runtime.runtime import Runtime
 from runtime.secrets import derive
@@ -158,6 +158,13 @@ class ShiftedClock:
         await asyncio.sleep(seconds)
 
 
+class _Anybody(Bus):
+    inbox = EVERYTHING
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "inbox_prefix": inbox_of(self.inbox).encode()}
+
+
 @dataclass
 class Harness:
     settings: RuntimeSettings
@@ -207,9 +214,10 @@ class Harness:
         bus.answer(query, answer)
         await bus.start_broker()
 
-    async def everybody(self) -> Bus:
-        """A connection that may say and hear everything."""
-        bus = Bus(self.settings.nats_url, EVERYTHING, SECRET, self.telemetry)
+    async def everybody(self, inbox: str = EVERYTHING) -> Bus:
+        """A connection that may say and hear everything; with the inbox of another, who asks for himself."""
+        bus = _Anybody(self.settings.nats_url, EVERYTHING, SECRET, self.telemetry)
+        bus.inbox = inbox
         await bus.connect(with_broker=True)
         self._buses.append(bus)
         return bus

@@ -314,6 +314,20 @@ async def test_an_answer_too_large_for_the_bus_is_an_error_that_is_said(harness:
         await (await harness.everybody()).ask(WorkloadsAfter())
 
 
+async def test_an_answer_goes_to_an_inbox_and_nowhere_else(harness: Harness) -> None:
+    async def answer(_: WorkloadsAfter) -> Workloads:
+        return Workloads(specs=(), next=None)
+
+    await harness.answers(WorkloadsAfter, answer)
+    heard = await harness.client.subscribe("$KV.desired.n2.app_x")
+    question = WorkloadsAfter()
+    for reply in ("$KV.desired.n2.app_x", ""):
+        await harness.client.publish(question.asked_at(), question.model_dump_json().encode(), reply=reply)
+    with pytest.raises(TimeoutError):
+        await heard.next_msg(timeout=0.5)
+    assert (await (await harness.everybody()).ask(question)).next is None
+
+
 async def test_a_service_that_has_waited_in_vain_stops_at_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from contracts.events import AppChanged
 from contracts.ids import new_id
 from contracts.lines import KeepLines
 from contracts.permits import PullPermitFor
-from runtime.permissions import node_user
+from runtime.permissions import node_name, node_user
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -26,6 +26,7 @@ def read(token: str) -> Any:
 async def test_a_node_may_pull_what_it_is_ordered_to_run(scheduler: Stage) -> None:
     await scheduler.joins("n1")
     await scheduler.joins("n2", region="us")
+    buses = {node: await scheduler.harness.everybody(node_name(node)) for node in ("n1", "n2")}
     one, other = spec(), spec(region="us")
     for wanted in (one, other):
         await scheduler.bus.publish(AppChanged(spec=wanted))
@@ -33,7 +34,7 @@ async def test_a_node_may_pull_what_it_is_ordered_to_run(scheduler: Stage) -> No
     await scheduler.told("n2", other, slots=1)
 
     async def ask(node: str, image: str) -> Any:
-        return read((await scheduler.bus.ask(PullPermitFor(node=node, image=image))).token)
+        return read((await buses[node].ask(PullPermitFor(node=node, image=image))).token)
 
     image = f"registry.example.com:5000/{one.organization}/{one.id}@sha256:{'1' * 64}"
     claims = await ask("n1", image)
@@ -55,8 +56,16 @@ async def test_a_node_may_pull_what_it_is_ordered_to_run(scheduler: Stage) -> No
 
     # In another's name: its user on the bus may ask under its own alone, and what is asked says the same.
     said = PullPermitFor(node="n1", image=image).model_dump_json().encode()
-    reply = await scheduler.bus.client.request(f"{PullPermitFor.subject()}.n2", said, timeout=5)
+    reply = await buses["n2"].client.request(f"{PullPermitFor.subject()}.n2", said, timeout=5)
     assert json.loads(reply.data)["error"]["kind"] == "InvalidInput"
+    # And nobody is told the answer but who asks: it is published with the owner's rights.
+    (key, own) = "$KV.desired.n2.app_x", f"{PullPermitFor.subject()}.n1"
+    for elsewhere in (key, "_INBOX_gateway.x", f"{own}.x", "_INBOX_node-n11.x"):
+        answered = await scheduler.bus.client.subscribe(elsewhere)
+        await scheduler.bus.client.publish(own, said, reply=elsewhere)
+        with pytest.raises(TimeoutError):
+            await answered.next_msg(timeout=0.5)
+        await answered.unsubscribe()
     questions = {s for s in node_user("n2")[0] if s.startswith("query.")}
     assert questions == {f"{PullPermitFor.subject()}.n2", f"{KeepLines.subject()}.n2"}
 

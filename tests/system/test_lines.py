@@ -12,6 +12,7 @@ import pytest
 from contracts.ids import new_id
 from contracts.lines import AGENT, KeepLines, Line, Piece, packed
 from gateway import lines
+from runtime.permissions import node_name
 
 from tests.customer import Customer, Refused, hello
 from tests.gateway.world import door
@@ -194,7 +195,7 @@ async def test_a_stream_tells_what_comes_and_goes_on_where_a_client_was(
 async def test_a_node_speaks_for_what_it_runs_and_for_nothing_else(
     here: World, customer: Customer, app: str
 ) -> None:
-    desk = here.harness.hosts["gateway"].runtime.bus
+    local = await here.harness.everybody(node_name("local"))
     await customer.said(app, f"starting {await instance_of(here, app)}")
 
     def piece(instance: str, workload: str | None, text: str = "forged") -> Piece:
@@ -204,14 +205,15 @@ async def test_a_node_speaks_for_what_it_runs_and_for_nothing_else(
         )
 
     stranger = new_id("ins")
-    answer = await desk.ask(KeepLines(node="elsewhere", pieces=(piece(stranger, app),)))
+    elsewhere = await here.harness.everybody(node_name("elsewhere"))
+    answer = await elsewhere.ask(KeepLines(node="elsewhere", pieces=(piece(stranger, app),)))
     assert (answer.kept, answer.refused) == ({}, (stranger,))
-    answer = await desk.ask(KeepLines(node="local", pieces=(piece(stranger, new_id("app")),)))
+    answer = await local.ask(KeepLines(node="local", pieces=(piece(stranger, new_id("app")),)))
     assert answer.refused == (stranger,)
     # Nor does an instance that is known become another app's.
     other, _ = await customer.live(f"other-{new_id('app')[-8:]}", hello())
     mine = await instance_of(here, app)
-    answer = await desk.ask(KeepLines(node="local", pieces=(piece(mine, other),)))
+    answer = await local.ask(KeepLines(node="local", pieces=(piece(mine, other),)))
     assert answer.refused == (mine,)
     assert "forged" not in await texts(customer, app, lines=1000)
     assert "forged" not in await texts(customer, other, lines=1000)
@@ -220,7 +222,7 @@ async def test_a_node_speaks_for_what_it_runs_and_for_nothing_else(
 async def test_the_administrator_reads_what_a_node_says(here: World) -> None:
     async with here.customer() as administrator:
         await administrator.log_in(*ADMIN)
-        bus = here.harness.hosts["gateway"].runtime.bus
+        bus = await here.harness.everybody(node_name("edge-9"))
         said = '{"event": "disk is slow"}'
         moment = 1_700_000_000_000_000_000
         body = packed([Line(moment, "stderr", said)])

@@ -20,7 +20,7 @@ from contracts import errors
 from contracts.errors import BerthError, Poison, ProviderFailed, Unavailable
 from contracts.events import Event
 from contracts.model import Model
-from contracts.question import Query
+from contracts.question import NodeQuery, Query
 from contracts.reports import Report
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -31,6 +31,7 @@ from nats.js.errors import APIError
 from pydantic import ValidationError
 
 from runtime.bucket import Bucket
+from runtime.permissions import INBOX, inbox_of, node_name
 from runtime.service import Answer, Hear
 from runtime.tasks import end
 from runtime.telemetry import NO_TRACE, Telemetry
@@ -113,7 +114,7 @@ class Bus:
             "disconnected_cb": lost,
             "reconnected_cb": back,
             "error_cb": failed,
-            "inbox_prefix": f"_INBOX_{self.user}".encode(),
+            "inbox_prefix": inbox_of(self.user).encode(),
             **encryption(self._url, self._ca),
         }
 
@@ -255,7 +256,16 @@ class Bus:
         """Before `start_broker`. Replicas share the questions."""
         from faststream.nats import NatsMessage
 
-        async def reply(message: NatsMessage) -> bytes:
+        async def reply(message: NatsMessage) -> None:
+            # The answer is published with the owner's rights: whoever may ask must not choose what is written
+            # with them, be it a bucket's key or an order to the server.
+            to = message.raw_message.reply
+            if not to.startswith(_inbox_of(query, message.raw_message.subject)):
+                log.warning("asked for an answer elsewhere", query=query.subject(), to=to)
+                return
+            await message.raw_message.respond(await answered(message))
+
+        async def answered(message: NatsMessage) -> bytes:
             carrier = orjson.loads((message.headers or {}).get(TRACE_HEADER, "{}"))
             try:
                 question = query.model_validate_json(message.body)
@@ -322,7 +332,7 @@ class Bus:
         if self._broker is None:
             raise RuntimeError("connect(with_broker=True) comes first")
         # The handler takes the message as it came: its bytes are understood here, not by the broker.
-        self._broker.subscriber(subject, queue=queue, decoder=_as_it_came)(handler)
+        self._broker.subscriber(subject, queue=queue, decoder=_as_it_came, no_reply=True)(handler)
 
     async def start_broker(self) -> None:
         """When this returns the server knows what is listened to: what is said from now on is heard."""
@@ -361,6 +371,13 @@ class Bus:
 
     def bucket(self, name: str) -> Bucket:
         return Bucket(self, name)
+
+
+def _inbox_of(query: type[Query[Any]], subject: str) -> str:
+    """Where the answer may go: of a node's question, to the node it was asked under."""
+    if issubclass(query, NodeQuery):
+        return f"{inbox_of(node_name(subject.rpartition('.')[2]))}."
+    return INBOX
 
 
 async def _as_it_came(message: Any) -> Any:

@@ -102,6 +102,8 @@ HEARS: dict[str, tuple[str, ...]] = {
 SERVICES = tuple(PUBLISHES)
 # The buckets every node reads whole: any of them serves any hostname.
 SHARED = ("routes", "endpoints", "places", "peers")
+# What the name of every inbox begins with.
+INBOX = "_INBOX_"
 # The scheduler's second user, which ends connections.
 CUTTER = "cutter"
 
@@ -114,7 +116,7 @@ def service_user(service: str) -> tuple[list[str], list[str]]:
         "$JS.API.>",
         f"$JS.ACK.EVENTS.{service}.>",
     ]
-    subscribe = [f"_INBOX_{service}.>", f"query.{service}.>", *HEARS.get(service, ())]
+    subscribe = [f"{inbox_of(service)}.>", f"query.{service}.>", *HEARS.get(service, ())]
     if service == "gateway":
         # A customer's terminal to a process on a node.
         publish.append(sessions.to_node("*", "*"))
@@ -150,11 +152,15 @@ def node_user(node: str) -> tuple[list[str], list[str]]:
         f"$JS.API.CONSUMER.CREATE.KV_copies.*.$KV.copies.{node}.>",
     ]
     subscribe = [
-        f"_INBOX_{node_name(node)}.>",
+        f"{inbox_of(node_name(node))}.>",
         sessions.to_node(node, "*"),
         blocks_subject(node, "*"),
     ]
     return publish, subscribe
+
+
+def inbox_of(user: str) -> str:
+    return f"{INBOX}{user}"
 
 
 def node_name(node: str) -> str:
@@ -203,7 +209,7 @@ def _cutter(password: str) -> dict[str, Any]:
         "password": password,
         "permissions": {
             "publish": {"allow": ["$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"]},
-            "subscribe": {"allow": [f"_INBOX_{CUTTER}.>"]},
+            "subscribe": {"allow": [f"{inbox_of(CUTTER)}.>"]},
         },
     }
 

@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from runtime.bus import encryption
 from runtime.issuer import Issuer, Request, cutter_password
-from runtime.permissions import CUTTER, REQUESTS, node_name, node_user
+from runtime.permissions import CUTTER, REQUESTS, inbox_of, node_name, node_user
 from runtime.runtime import Runtime
 from runtime.store import PLATFORM
 
@@ -154,7 +154,7 @@ class Door:
             settings.nats_url,
             user=CUTTER,
             password=self._cutter_password,
-            inbox_prefix=f"_INBOX_{CUTTER}".encode(),
+            inbox_prefix=inbox_of(CUTTER).encode(),
             allow_reconnect=False,
             connect_timeout=2,
             error_cb=quietly,
