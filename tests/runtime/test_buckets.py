@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import nats
 import pytest
 from contracts import sessions
-from contracts.errors import Conflict
+from contracts.errors import Conflict, TooLarge
 from runtime.bucket import Change
 from runtime.bus import Bus
 from runtime.permissions import PUBLISHES, SHARED, node_name
@@ -27,6 +27,13 @@ async def connected(harness: Harness, user: str) -> Bus:
 async def take(changes: AsyncIterator[Change | None]) -> Change | None:
     async with asyncio.timeout(30):
         return await anext(changes)
+
+
+async def test_a_value_too_large_for_the_bus_is_no_outage(harness: Harness) -> None:
+    desired = (await connected(harness, "scheduler")).bucket("desired")
+    with pytest.raises(TooLarge, match="has 1050000 bytes"):
+        await desired.put("local.one", b"x" * 1_050_000)
+    await desired.put("local.one", b"1")
 
 
 async def test_a_watch_begins_with_what_is_there_and_goes_on_with_what_changes(harness: Harness) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
-from contracts.errors import Conflict, Unavailable
+from contracts.errors import Conflict, TooLarge, Unavailable
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -65,6 +65,9 @@ class Bucket:
             return Entry(entry.value or b"", entry.revision or 0)
 
     async def put(self, key: str, value: bytes) -> int:
+        if len(value) > self._bus.largest:
+            # Not for want of a server: to try again would be in vain.
+            raise TooLarge(f"{key} has {len(value)} bytes, more than the message bus takes")
         async with _available():
             return int(await (await self._kv()).put(key, value))
 
