@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from contracts.errors import InvalidInput
 from gateway import cron
+from runtime.store import PLATFORM
+from sqlalchemy import text
 
 from tests.customer import Customer, Refused
 from tests.gateway.test_jobs import asked, ended
@@ -87,6 +89,22 @@ async def test_a_schedule_runs_without_overlap_and_makes_up_for_what_it_missed_o
     assert len(await runs(customer, app)) == 4
     await customer.call("DELETE", f"{path}/tidy-up")
     assert (await customer.call("GET", path))["crons"] == []
+
+
+async def test_a_schedule_that_cannot_be_read_holds_up_no_other(here: World) -> None:
+    customer = await here.customer()
+    app, _ = await here.live(customer, "clocks")
+    for name in ("broken", "tidy-up"):
+        new = {"name": name, "schedule": "0 * * * *", "command": "python tidy.py"}
+        await customer.call("POST", f"/api/paas/apps/{app}/cron", json=new)
+    async with here.host.runtime.store.transaction(PLATFORM) as tx:
+        earlier = "next_at - interval '1 minute'"
+        await tx.execute(
+            text(f"update cron set schedule = 'never', next_at = {earlier} where name = 'broken'")
+        )
+    here.harness.clock.advance(3_700)
+    await tick(here)
+    assert len(await runs(customer, app)) == 1
 
 
 async def tick(here: World) -> None:

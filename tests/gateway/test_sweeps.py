@@ -90,6 +90,22 @@ async def test_a_silent_rollout_is_told_again(here: World, customer: Customer, d
     assert (view["status"], view["reason"]) == ("running", None)
 
 
+async def test_a_row_that_cannot_be_read_ends_no_sweep(here: World, customer: Customer, desk: Any) -> None:
+    apps = [await customer.create(f"bad-row-{number}") for number in (1, 2)]
+    specs = [await here.build(await customer.deploy(app, SOURCE)) for app in apps]
+    limits = specs[0].limits.model_dump_json()
+    broken = text("update workload set limits = cast(:limits as jsonb) where id = :app")
+    async with here.host.runtime.store.transaction(PLATFORM) as tx:
+        await tx.execute(broken, {"limits": "{}", "app": apps[0]})
+    try:
+        await sweep_after(here, desk, 6 * 60)
+    finally:
+        async with here.host.runtime.store.transaction(PLATFORM) as tx:
+            await tx.execute(broken, {"limits": limits, "app": apps[0]})
+    said = [e.spec.id for e in await here.harness.events(AppChanged)]
+    assert [said.count(app) for app in apps] == [1, 2]
+
+
 async def test_what_runs_without_money_is_found(here: World, desk: Any) -> None:
     customer = await here.customer()
     app, _ = await here.live(customer, "free-rider")

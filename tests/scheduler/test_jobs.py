@@ -11,7 +11,9 @@ from contracts.jobs import Job, NodeJob
 from contracts.queries import NodeRemoved
 from contracts.workload import Needs, WorkloadSpec
 from runtime.service import Loop
+from runtime.store import PLATFORM
 from scheduler import jobs
+from sqlalchemy import text
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -152,6 +154,20 @@ async def test_a_job_whose_node_is_gone_for_good_is_lost(scheduler: Stage) -> No
     scheduler.harness.clock.advance(60 + 60 + 121)
     await scheduler.report(heartbeat("n1", boot="another", at=scheduler.harness.clock.now()))
     assert (await ended(scheduler, wanted)).outcome == "lost"
+
+
+async def test_a_job_that_cannot_be_read_holds_up_no_other(scheduler: Stage) -> None:
+    await scheduler.joins("n1")
+    bad, good = sorted((job(scheduler), job(scheduler)), key=lambda j: j.id)
+    await scheduler.harness.publish(JobRequested(job=bad))
+    await told(scheduler, "n1", bad)
+    async with scheduler.runtime.store.transaction(PLATFORM) as tx:
+        broken = text("update job set body = '{}', written = false where id = :job")
+        await tx.execute(broken, {"job": bad.id})
+    await scheduler.harness.publish(JobRequested(job=good))
+    await told(scheduler, "n1", good)
+    scheduler.harness.clock.advance(60 + 60 + 121)
+    assert (await ended(scheduler, good)).outcome == "lost"
 
 
 async def test_a_job_is_cancelled_before_it_has_a_node_and_after(scheduler: Stage) -> None:

@@ -11,6 +11,7 @@ from contracts.ids import new_id
 from contracts.jobs_api import ChangeCron, CreateCron, CronList, CronView, JobList, JobView
 from cronsim import CronSim, CronSimError
 from fastapi import APIRouter, Response
+from runtime.sparing import sparing
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
@@ -162,20 +163,26 @@ async def tick(desk: Desk) -> bool:
     """Begins what is due; True when there may be more."""
     now = desk.clock.now()
     found = await desk.store.look(_DUE, (now, _BATCH))
+    begun = 0
     for cron, workload in found:
-        async with desk.store.transaction(PLATFORM) as tx:
-            row = await workloads.find(tx, workload)
-            chosen = await tx.get(CronRow, cron, lock=True)
-            if chosen is None or not chosen.active or chosen.next_at > now:
-                continue
-            chosen.next_at = next_after(chosen.schedule, now)
-            if row is None:
-                chosen.active = False
-            elif (
-                row.state == "running" and row.image is not None and await funds.of(tx, row.organization) > 0
-            ):
-                await _begin(desk, tx, row, chosen)
-    return len(found) == _BATCH
+        with sparing("a schedule was not begun", cron=cron):
+            await _due(desk, cron, workload, now)
+            begun += 1
+    # Those that failed are due still: a batch of them is no reason to look again at once.
+    return begun > 0 and len(found) == _BATCH
+
+
+async def _due(desk: Desk, cron: str, workload: str, now: datetime) -> None:
+    async with desk.store.transaction(PLATFORM) as tx:
+        row = await workloads.find(tx, workload)
+        chosen = await tx.get(CronRow, cron, lock=True)
+        if chosen is None or not chosen.active or chosen.next_at > now:
+            return
+        chosen.next_at = next_after(chosen.schedule, now)
+        if row is None:
+            chosen.active = False
+        elif row.state == "running" and row.image is not None and await funds.of(tx, row.organization) > 0:
+            await _begin(desk, tx, row, chosen)
 
 
 async def _begin(desk: Desk, tx: Tx, row: WorkloadRow, cron: CronRow) -> JobRow:

@@ -18,6 +18,7 @@ from contracts.jobs_api import JobList, JobLogPage, JobView
 from contracts.reports import JobOutput
 from contracts.workload import WorkloadSpec
 from fastapi import APIRouter, Query, Response
+from runtime.sparing import sparing
 from runtime.store import PLATFORM, Store, Tx, scoped
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -308,8 +309,9 @@ async def sweep(desk: Desk) -> None:
             .with_for_update(skip_locked=True)
         )
         for row in late:
-            row.told_at = desk.clock.now()
-            tx.publish(JobRequested(job=Job.model_validate(row.body)))
+            with sparing("a job was not asked for again", job=row.id):
+                row.told_at = desk.clock.now()
+                tx.publish(JobRequested(job=Job.model_validate(row.body)))
 
 
 async def forget(desk: Desk) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from contracts.events import AppChanged
+from runtime.sparing import sparing
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import func, select
 
@@ -25,11 +26,14 @@ async def sweep(desk: Desk) -> None:
     now = desk.clock.now()
     lost = now - timedelta(minutes=desk.settings.build_minutes)
     for deployment, row in await _overdue(desk, "queued", DeploymentRow.told_at < now - _QUEUED):
-        await _again(desk, row, deployment)
+        with sparing("a deployment was not asked for again", deployment=deployment):
+            await _again(desk, row, deployment)
     for deployment, row in await _overdue(desk, "deploying", DeploymentRow.told_at < now - _DEPLOYING):
-        await _again(desk, row, deployment)
+        with sparing("a rollout was not told again", deployment=deployment):
+            await _again(desk, row, deployment)
     for deployment, row in await _overdue(desk, "building", DeploymentRow.status_at < lost):
-        await _give_up(desk, row, deployment)
+        with sparing("a silent build was not ended", deployment=deployment):
+            await _give_up(desk, row, deployment)
     await jobs.sweep(desk)
     await _suspend(desk)
 
@@ -105,5 +109,10 @@ async def _suspend(desk: Desk) -> None:
         )
         organizations = [wallet.organization for wallet in found]
     for organization in organizations:
-        async with desk.store.transaction(PLATFORM) as tx:
-            await wallets.apply(tx, organization)
+        with sparing("what runs without money goes on", organization=organization):
+            await _apply(desk, organization)
+
+
+async def _apply(desk: Desk, organization: str) -> None:
+    async with desk.store.transaction(PLATFORM) as tx:
+        await wallets.apply(tx, organization)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from contracts.errors import Unavailable
 from contracts.events import JobBlocked, JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
 from contracts.ids import new_id
 from contracts.jobs import Job, NodeJob
@@ -18,6 +17,7 @@ from contracts.workload import NodeWorkload, Slot, WorkloadSpec
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 from runtime.runtime import Runtime
+from runtime.sparing import sparing
 from runtime.store import PLATFORM, Tx
 
 from scheduler.fleet import Room
@@ -190,16 +190,11 @@ class Jobs:
         after, placed = "", False
         while waiting := [row[0] for row in await self._runtime.store.look(_WAITING, (after, BATCH))]:
             for job in waiting:
-                try:
+                with sparing("a job could not be placed", job=job):
                     async with self._runtime.store.transaction(PLATFORM) as tx:
                         row = await tx.get(JobRow, job, lock=True)
                         if row is not None and row.state == "waiting":
                             placed |= await self._place_one(tx, row)
-                except Unavailable:
-                    raise
-                except Exception:
-                    # One bad job stops no other.
-                    self._runtime.log.exception("a job could not be placed", job=job)
             after = waiting[-1]
         return placed
 
@@ -233,11 +228,12 @@ class Jobs:
     async def _reap(self) -> None:
         overdue = self._runtime.clock.now() - OVERDUE
         for (job,) in await self._runtime.store.look(_OVERDUE, (overdue, overdue, BATCH)):
-            async with self._runtime.store.transaction(PLATFORM) as tx:
-                row = await tx.get(JobRow, job, lock=True)
-                if row is not None and row.state == "placed":
-                    words = f"its node {row.node} has not said how it ended, and will not any more"
-                    await self._end(tx, row, outcome="lost", words=words)
+            with sparing("a lost job could not be ended", job=job):
+                async with self._runtime.store.transaction(PLATFORM) as tx:
+                    row = await tx.get(JobRow, job, lock=True)
+                    if row is not None and row.state == "placed":
+                        words = f"its node {row.node} has not said how it ended, and will not any more"
+                        await self._end(tx, row, outcome="lost", words=words)
 
     async def _end(self, tx: Tx, row: JobRow, **ending: Any) -> None:
         ended = JobEnded(
@@ -271,11 +267,12 @@ class Jobs:
                 await (await tx.connection()).execute(_SAY_ALL_AGAIN)
             self._connection = connection
         for (job,) in await self._runtime.store.look(_UNWRITTEN, (BATCH,)):
-            async with self._runtime.store.transaction(PLATFORM) as tx:
-                row = await tx.get(JobRow, job, lock=True)
-                if row is not None and row.state == "placed" and row.node is not None:
-                    await self._bucket.put(f"{row.node}.{row.id}", self._told(row, row.node))
-                    row.written = True
+            with sparing("a node could not be told of a job", job=job):
+                async with self._runtime.store.transaction(PLATFORM) as tx:
+                    row = await tx.get(JobRow, job, lock=True)
+                    if row is not None and row.state == "placed" and row.node is not None:
+                        await self._bucket.put(f"{row.node}.{row.id}", self._told(row, row.node))
+                        row.written = True
         over = await self._runtime.store.look(_KEYS, (BATCH,))
         if over:
             await asyncio.gather(*(self._bucket.delete(f"{node}.{job}") for node, job in over))
