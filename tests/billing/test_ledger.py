@@ -31,6 +31,7 @@ async def test_a_credit_is_booked_once(biller: Biller) -> None:
     event = granted(org, 25_000_000)
     [changed] = await credit(biller, event)
     assert (changed.sequence, changed.balance) == (1, Money(micros=25_000_000, currency="USD"))
+    assert changed.credit == event.credit
     # The same credit in another message is the same credit.
     assert await credit(biller, event.model_copy(update={"id": "evt-again"})) == []
     [changed] = await credit(biller, granted(org, -1_000_000))

@@ -112,6 +112,10 @@ async def test_what_runs_without_money_is_found(here: World, desk: Any) -> None:
     async with here.host.runtime.store.transaction(PLATFORM) as tx:
         # As after a wallet's word and a start that crossed.
         await tx.execute(
+            text("update credit set booked = true where organization = :organization"),
+            {"organization": customer.organization},
+        )
+        await tx.execute(
             text("insert into wallet values (:organization, 1, -1, 'USD', now())"),
             {"organization": customer.organization},
         )

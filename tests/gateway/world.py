@@ -26,6 +26,7 @@ from contracts.events import (
     AppChanged,
     BuildFinished,
     BuildStarted,
+    CreditGranted,
     DeploymentRequested,
     Event,
     PlacementDecided,
@@ -227,13 +228,24 @@ class World:
         assert (await customer.call("GET", f"/api/paas/apps/{app}"))["status"] == "running"
         return app, spec
 
-    async def balance(self, organization: str | None, micros: int, sequence: int) -> None:
+    async def balance(
+        self, organization: str | None, micros: int, sequence: int, *, booked: bool = True
+    ) -> None:
+        """Billing's word, in which every credit is `booked` by then, or none."""
         assert organization is not None
+        await self.harness.settle()
+        granted = [
+            e.credit for e in await self.harness.events(CreditGranted) if e.organization == organization
+        ]
         await self.say(
-            WalletChanged(
-                organization=organization,
-                sequence=sequence,
-                balance=Money(micros=micros, currency="USD"),
+            *(
+                WalletChanged(
+                    organization=organization,
+                    sequence=sequence,
+                    balance=Money(micros=micros, currency="USD"),
+                    credit=credit,
+                )
+                for credit in (granted if booked and granted else [None])
             )
         )
 

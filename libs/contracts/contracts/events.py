@@ -359,6 +359,8 @@ class WalletChanged(Event):
     # Counts the changes of this wallet: a reader keeps the highest.
     sequence: int
     balance: Money
+    # What was booked, where it was a credit: the balance has it from this sequence on.
+    credit: CreditId | None = None
 
 
 # --- the platform about itself -----------------------------------------------------------------------------

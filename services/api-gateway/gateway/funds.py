@@ -1,17 +1,16 @@
 """What an organization may spend, as far as the gateway knows."""
 
 from runtime.store import Tx
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 
 from gateway.tables import CreditRow, WalletRow
 
 
 async def of(tx: Tx, organization: str) -> int:
-    """Micros. Credit granted since billing's last word is on its way there, and counts already."""
+    """Micros. Credit that billing has not booked yet is on its way there, and counts already."""
     wallet = WalletRow.organization == organization
-    last_word = select(WalletRow.said_at).where(wallet).scalar_subquery()
     granted = select(func.sum(CreditRow.micros)).where(
-        CreditRow.organization == organization, or_(last_word.is_(None), CreditRow.created_at > last_word)
+        CreditRow.organization == organization, ~CreditRow.booked
     )
     said = select(WalletRow.micros).where(wallet)
     parts = [func.coalesce(part.scalar_subquery(), 0) for part in (said, granted)]

@@ -364,6 +364,8 @@ class CreditRow(Base):
     by: Mapped[str]
     # What the client called this grant, so that asking twice grants once.
     key: Mapped[str | None]
+    # Billing has said so: from then on the wallet has it.
+    booked: Mapped[bool] = mapped_column(server_default=false())
     created_at: Mapped[datetime] = created()
     __table_args__ = (UniqueConstraint("organization", "key"),)
 

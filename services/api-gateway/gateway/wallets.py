@@ -7,11 +7,11 @@ other: the workloads are stopped, and everything else follows from that.
 from contracts.errors import PaymentRequired
 from contracts.events import WalletChanged
 from runtime.store import Tx
-from sqlalchemy import select, true
+from sqlalchemy import select, true, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway import funds, jobs, workloads
-from gateway.tables import WalletRow, WorkloadRow
+from gateway.tables import CreditRow, WalletRow, WorkloadRow
 
 
 async def changed(event: WalletChanged, tx: Tx) -> None:
@@ -29,8 +29,20 @@ async def changed(event: WalletChanged, tx: Tx) -> None:
         )
         .returning(WalletRow.organization)
     )
-    if written.first() is not None:
+    heard = written.first() is not None
+    if await _book(tx, event) or heard:
         await apply(tx, event.organization)
+
+
+async def _book(tx: Tx, event: WalletChanged) -> bool:
+    """A credit counts for itself until billing says that the balance has it, in however old a word."""
+    booked = await tx.execute(
+        update(CreditRow)
+        .where(CreditRow.id == event.credit, CreditRow.organization == event.organization, ~CreditRow.booked)
+        .values(booked=True)
+        .returning(CreditRow.id)
+    )
+    return booked.first() is not None
 
 
 async def apply(tx: Tx, organization: str) -> None:

@@ -53,6 +53,7 @@ async def post(
             organization=organization,
             sequence=wallet.sequence,
             balance=Money(micros=wallet.balance, currency=wallet.currency),
+            credit=id if kind == "credit" else None,
         )
     )
 
