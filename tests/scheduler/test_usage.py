@@ -1,5 +1,7 @@
 """What instances use, as their nodes said it lately."""
 
+from datetime import datetime, timedelta
+
 import pytest
 from contracts.events import AppChanged
 from contracts.ids import new_id
@@ -119,3 +121,28 @@ async def test_requests_are_counted_once_whatever_becomes_of_the_reports(schedul
         return (await scheduler.bus.ask(UsageOf(workload=app.id))).traffic.requests == 540
 
     await eventually(known, what="the report")
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=2), timedelta(hours=-2)])
+async def test_a_node_whose_clock_is_wrong_says_what_is_so_now(scheduler: Stage, ahead: timedelta) -> None:
+    await scheduler.joins("n1")
+    app, clock = spec(), scheduler.harness.clock
+    await scheduler.harness.publish(AppChanged(spec=app))
+    await scheduler.told("n1", app, slots=1)
+
+    async def requests(boot: str, number: int, at: datetime) -> Traffic:
+        count = TrafficCount(workload=app.id, requests=number, failed=0, slow=0, seconds=0.0)
+        await traffic.heard(scheduler.runtime, [NodeTraffic(node="n1", boot=boot, at=at, counts=(count,))])
+        return (await scheduler.bus.ask(UsageOf(workload=app.id))).traffic
+
+    await requests("right before", 10, clock.now())
+    clock.advance(30)
+    await scheduler.report(heartbeat("n1", sequence=2, at=clock.now() + ahead, instances=(running(app),)))
+    assert (await scheduler.bus.ask(SilentAfter())).workloads == ()
+    assert (await requests("wrong", 20, clock.now() + ahead)).requests == 30
+    clock.advance(30)
+    seen = await requests("right again", 5, clock.now())
+    assert seen.requests == 35
+    assert seen.per_second > 0
+    clock.advance(101)
+    assert (await scheduler.bus.ask(SilentAfter())).workloads == (app.id,), "and it is not so for ever"

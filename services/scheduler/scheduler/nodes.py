@@ -227,7 +227,7 @@ class Nodes:
                     tx.publish(alert)
         if pressed:
             await connection.execute(_PRESSED, tuple(map(list, zip(*pressed, strict=True))), prepare=True)
-        await usage.record(connection, recorded)
+        await usage.record(connection, recorded, now)
         await self._departures.reported(recorded, now, tx)
 
     async def look(self) -> None:

@@ -5,7 +5,7 @@ and of a lost one nothing remains. Called by `app` for `node.traffic`.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from contracts.errors import Unavailable
 from contracts.queries import Traffic
@@ -40,8 +40,8 @@ on conflict (workload, node) do update set
     all_requests = known.all_requests + {requests}, all_failed = known.all_failed + {failed},
     all_slow = known.all_slow + {slow}, all_seconds = known.all_seconds + {seconds},
     late_requests = {requests}, late_seconds = {seconds},
-    late_span = extract(epoch from excluded.at - known.at)
-where known.at < excluded.at
+    late_span = greatest(0, extract(epoch from excluded.at - known.at))
+where known.at < excluded.at or known.boot <> excluded.boot
 """.format(**{name: _SINCE.format(name) for name in ("requests", "failed", "slow", "seconds")})
 
 _GONE = """
@@ -59,10 +59,11 @@ from traffic where workload = %s
 
 
 async def heard(runtime: Runtime, reports: Sequence[NodeTraffic]) -> None:
+    now = runtime.clock.now()
     for report in reports:
         try:
             async with runtime.store.transaction(PLATFORM) as tx:
-                await (await tx.connection()).execute(_RECORD, _columns(report), prepare=True)
+                await (await tx.connection()).execute(_RECORD, _columns(report, now), prepare=True)
         except Unavailable:
             raise
         except Exception as error:
@@ -70,13 +71,14 @@ async def heard(runtime: Runtime, reports: Sequence[NodeTraffic]) -> None:
             runtime.log.error("a report of requests is refused", node=report.node, error=str(error))
 
 
-def _columns(report: NodeTraffic) -> tuple[list[object], ...]:
+def _columns(report: NodeTraffic, now: datetime) -> tuple[list[object], ...]:
     counts = report.counts
     return (
         [one.workload for one in counts],
         [report.node] * len(counts),
         [report.boot] * len(counts),
-        [report.at] * len(counts),
+        # A clock that is ahead would keep out all that is said once it is right again.
+        [min(report.at, now)] * len(counts),
         [one.requests for one in counts],
         [one.failed for one in counts],
         [one.slow for one in counts],

@@ -6,7 +6,7 @@ minutes old at most, or nothing.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from contracts.queries import InstanceUse, SilentAfter, SilentWorkloads, UsageOf, WorkloadUsage
@@ -57,12 +57,13 @@ order by p.workload limit %s
 _PAGE = 1000
 
 
-async def record(connection: AsyncConnection[Any], reports: Sequence[NodeHeartbeat]) -> None:
+async def record(connection: AsyncConnection[Any], reports: Sequence[NodeHeartbeat], now: datetime) -> None:
+    """`now`: when they were heard, by the clock that is asked how old they are; a node's own may be wrong."""
     said = [r for r in reports if r.volumes or r.instances]
     if said:
         columns = (
             [r.node for r in said],
-            [r.at for r in said],
+            [now] * len(said),
             [Jsonb(_by_workload(r)) for r in said],
             [Jsonb(_volumes(r)) for r in said],
             [" ".join(_answering(r)) for r in said],
