@@ -5,7 +5,14 @@ from datetime import datetime, timedelta
 import pytest
 from contracts.copies import CopyOrder
 from contracts.errors import Conflict
-from contracts.events import AlertRaised, AppChanged, AppDeleted, PlacementDecided, VolumesMoved
+from contracts.events import (
+    AlertRaised,
+    AppChanged,
+    AppDeleted,
+    PlacementBlocked,
+    PlacementDecided,
+    VolumesMoved,
+)
 from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
 from contracts.reports import CopiesHeld, CopyState, VolumeUse
@@ -209,15 +216,17 @@ async def test_a_move_that_does_not_get_on_ends_where_it_began(scheduler: Stage)
     await scheduler.harness.publish(stopped(app, reason="moved"))
 
     async def left() -> bool:
-        return await places(scheduler, app) == []
+        has = (await scheduler.node("n1")).allocated
+        return (has.memory_mb, has.disk_mb) == (0, 512)
 
-    await eventually(left, what="the end of its instances")
+    await eventually(left, what="the end of its instances, but not of its data")
     scheduler.harness.clock.advance(181)
     await alive(scheduler, "n1")
     back = await scheduler.told("n1", app, slots=1)
     assert back.home == 0
     assert await places(scheduler, app) == [("n1", False)]
     assert (await scheduler.node("n1")).allocated.memory_mb == 128
+    assert (await scheduler.node("n1")).allocated.disk_mb == 256 + 512
     drop = await order(scheduler, "n2", app, role="drop")
     await says(scheduler, "n2", app, drop, phase="dropped")
     assert (await scheduler.node("n2")).allocated.disk_mb == 0
@@ -533,3 +542,67 @@ async def test_what_cannot_go_on_keeps_nobody_waiting_who_can(
     await silence(scheduler, "n1", others=("n2", "n3"))
     await scheduler.told("n3", goes, slots=1)
     assert await scheduler.desired("n2", stays.id) is None
+
+
+async def test_the_data_of_an_app_that_is_stopped_keeps_its_room(scheduler: Stage) -> None:
+    large = (Volume(id=new_id("vol"), name="data", path="/data", size_mb=90_000),)
+    app, other = spec(volumes=large), spec(volumes=large)
+    await scheduler.joins("n1")
+    await scheduler.harness.publish(AppChanged(spec=app))
+    await scheduler.told("n1", app, slots=1)
+    off = newer(app, state="stopped")
+
+    async def reserves(disk_mb: int, memory_mb: int) -> None:
+        async def look() -> bool:
+            has = (await scheduler.node()).allocated
+            return (has.disk_mb, has.memory_mb) == (disk_mb, memory_mb)
+
+        await eventually(look, what=f"{disk_mb} MB of disk and {memory_mb} MB of memory")
+
+    await scheduler.harness.publish(AppChanged(spec=off))
+    await scheduler.told("n1", off, slots=0)
+    # Said twice, it is given back once.
+    await scheduler.harness.publish(stopped(app), stopped(app))
+    await reserves(90_000, 0)
+    await scheduler.harness.publish(AppChanged(spec=other))
+    blocked = await scheduler.harness.event(PlacementBlocked, lambda e: e.workload == other.id)
+    assert blocked.reasons == {"n1": "disk short by 80256 MB"}
+    on = newer(off, state="running")
+    await scheduler.harness.publish(AppChanged(spec=on))
+    await scheduler.told("n1", on, slots=1)
+    await reserves(90_256, 128)
+    # With its volumes, their room is free.
+    off, gone = newer(on, state="stopped"), newer(newer(on), state="deleted")
+    await scheduler.harness.publish(AppChanged(spec=off))
+    await scheduler.told("n1", off, slots=0)
+    await scheduler.harness.publish(stopped(on))
+    await reserves(90_000, 0)
+    await scheduler.harness.publish(AppDeleted(spec=gone))
+    await scheduler.told("n1", gone, slots=0)
+    scheduler.harness.clock.advance(120)
+    await alive(scheduler, "n1")
+    await scheduler.told("n1", other, slots=1)
+    await reserves(90_256, 128)
+
+
+async def test_the_data_of_an_app_that_is_stopped_moves_with_its_room(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler)
+    off = newer(app, state="stopped")
+    await scheduler.harness.publish(AppChanged(spec=off))
+    await scheduler.told("n1", off, slots=0)
+    await scheduler.harness.publish(stopped(app))
+    await scheduler.joins("n2")
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    for mode in ("frozen", "final"):
+        await says(scheduler, "n2", app, await order(scheduler, "n2", app, mode=mode))
+    await no_orders(scheduler)
+    assert (await scheduler.node("n2")).allocated.disk_mb == 512
+    scheduler.harness.clock.advance(120)
+    await alive(scheduler, "n2")
+    await alive(scheduler, "n1")
+
+    async def empty() -> bool:
+        return (await scheduler.node("n1")).allocated.disk_mb == 0
+
+    await eventually(empty, what="the room at its old home")
+    assert (await scheduler.node("n2")).allocated.disk_mb == 512

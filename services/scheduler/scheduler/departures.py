@@ -1,7 +1,9 @@
 """What has left a node gives its room back: a slot told to leave reserves it until nothing of it runs.
 
 Invariant: room is given back once, by whoever deletes the leaving placement. An event says it at once; the
-node's whole report says it again, so a lost event heals. Called for `instance.stopped` and by `nodes`.
+node's whole report says it again, so a lost event heals. The last one at a workload's home keeps the room of
+its volumes, since they stay there: it goes when they do, or gives that room to what starts there again.
+Called for `instance.stopped` and by `nodes`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,25 +25,47 @@ SETTLED = timedelta(seconds=60)
 # An instance that is stopped for another reason may well be started again in the same slot.
 _LEFT = ("stopped", "deleted", "moved")
 
+# What each of them keeps; who keeps that already has left before.
 _LEAVING = """
-select p.workload, p.process, p.index, p.node from placement p
+select p.workload, p.process, p.index, p.node, kept.disk_mb from placement p
 join unnest(%s::text[], %s::text[], %s::bigint[], %s::text[]) as gone(workload, process, index, node)
     on p.workload = gone.workload and p.process = gone.process and p.index = gone.index and p.node = gone.node
+join workload w on w.id = p.workload
+cross join lateral (
+    select case when w.bound = p.node and w.in_force ->> 'state' <> 'deleted' and not exists (
+        select from placement o where o.workload = p.workload and o.node = p.node
+            and (o.leaving is null or (o.process, o.index) < (p.process, p.index))
+    ) then (
+        select coalesce(sum((volume ->> 'size_mb')::bigint), 0)
+        from jsonb_array_elements(w.in_force -> 'volumes') as volume
+    ) else 0 end as disk_mb
+) kept
 where p.leaving is not null
+    and (kept.disk_mb = 0 or (p.cpu_millis, p.memory_mb) <> (0, 0) or p.disk_mb > kept.disk_mb)
 """
 
 _LOCK = "select name from node where name = any(%s) order by name for no key update"
 
 _RELEASE = """
 with gone as (
-    delete from placement p
-    using unnest(%s::text[], %s::text[], %s::bigint[], %s::text[]) as gone(workload, process, index, node)
+    select p.workload, p.process, p.index, p.node, p.cpu_millis, p.memory_mb, p.disk_mb,
+        least(p.disk_mb, gone.kept_mb) as kept_mb
+    from placement p join unnest(%s::text[], %s::text[], %s::bigint[], %s::text[], %s::bigint[])
+        as gone(workload, process, index, node, kept_mb)
+        on p.workload = gone.workload and p.process = gone.process and p.index = gone.index
+        and p.node = gone.node
+    where p.leaving is not null for update of p
+), kept as (
+    update placement p set cpu_millis = 0, memory_mb = 0, disk_mb = gone.kept_mb from gone
     where p.workload = gone.workload and p.process = gone.process and p.index = gone.index
-        and p.node = gone.node and p.leaving is not null
-    returning p.node, p.cpu_millis, p.memory_mb, p.disk_mb
+        and p.node = gone.node and gone.kept_mb > 0
+), deleted as (
+    delete from placement p using gone
+    where p.workload = gone.workload and p.process = gone.process and p.index = gone.index
+        and p.node = gone.node and gone.kept_mb = 0
 ), given as (
     select node, sum(cpu_millis)::bigint as cpu, sum(memory_mb)::bigint as memory,
-        sum(disk_mb)::bigint as disk
+        sum(disk_mb - kept_mb)::bigint as disk
     from gone group by node
 )
 update node n set
@@ -115,12 +139,14 @@ class Departures:
         leaving = await self._leaving(connection, gone)
         if not leaving:
             return
-        await connection.execute(_LOCK, (list({node for *_, node in leaving}),), prepare=True)
+        await connection.execute(_LOCK, (list({node for *_, node, _ in leaving}),), prepare=True)
         await connection.execute(_RELEASE, _columns(leaving), prepare=True)
         tx.after_commit(self._place)
 
     @staticmethod
-    async def _leaving(connection: AsyncConnection[Any], gone: Sequence[Departure]) -> list[Departure]:
+    async def _leaving(
+        connection: AsyncConnection[Any], gone: Sequence[Departure]
+    ) -> list[tuple[*Departure, int]]:
         cursor = await connection.execute(_LEAVING, _columns(gone), prepare=True)
         return await cursor.fetchall()
 

@@ -205,7 +205,8 @@ class Jobs:
         node = None if tie.waits else await _reserve(connection, row, job.spec, tie)
         if node is not None:
             row.state, row.node = "placed", node
-            row.cpu_millis, row.memory_mb, row.disk_mb = tie.room
+            row.cpu_millis, row.memory_mb = tie.room.cpu_millis, tie.room.memory_mb
+            row.disk_mb = tie.room.disk_mb - tie.data_mb
             if tie.tied:
                 row.home, row.revision = tie.home, await hold(connection, job.spec, tie, node)
                 tx.after_commit(self._project_workloads)

@@ -22,6 +22,7 @@ from runtime.store import PLATFORM, Tx
 from scheduler import rehome
 from scheduler.facts import Facts, facts_of, reserved_by, wait
 from scheduler.fleet import Room
+from scheduler.homing import disk_of
 
 # Before another is begun, after one that failed: twice as long each time, since others wait for its turn.
 PAUSE, LONGEST_PAUSE = timedelta(minutes=2), timedelta(days=1)
@@ -191,6 +192,7 @@ class Moves:
             volumes=held["volumes"],
             slots=demand.slots,
             room=demand.room,
+            disk_mb=disk_of(facts.spec),
             given=facts.given(target),
             now=self._runtime.clock.now(),
         )

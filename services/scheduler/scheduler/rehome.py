@@ -17,6 +17,18 @@ from psycopg.types.json import Jsonb
 from scheduler.fleet import NOTHING, Room
 from scheduler.reconcile import SlotKey
 
+# Of a workload that does not run, a slot that has left keeps the room of its data: most have this one.
+_DATA: SlotKey = ("web", 0)
+
+# What has ended there already, and only kept the room of the data.
+_FREE_DATA = """
+with freed as (
+    delete from placement where workload = %s and node = %s and leaving is not null
+        and (cpu_millis, memory_mb) = (0, 0) returning disk_mb
+)
+select coalesce(sum(disk_mb), 0)::bigint from freed
+"""
+
 _LOCK = "select name from node where name = any(%s) order by name for no key update"
 
 _FREE = "select free_cpu_millis, free_memory_mb, free_disk_mb from node where name = %s"
@@ -116,11 +128,19 @@ async def take(connection: AsyncConnection[Any], node: str, room: Room, given: R
     await reserve(connection, node, needs)
 
 
-async def settle(connection: AsyncConnection[Any], workload: str, node: str) -> int:
+async def settle(connection: AsyncConnection[Any], workload: str, node: str, disk_mb: int) -> int:
     """A job is the first that comes to its data: this node is its home, and is told of the workload, so that
-    it hears of all that becomes of it: the revision."""
+    it hears of all that becomes of it: the revision. `disk_mb`: reserved there for the job, and from now on
+    for the data."""
     await connection.execute("update workload set bound = %s where id = %s", (node, workload), prepare=True)
     revision = await _raise(connection, workload)
+    if disk_mb:
+        # A slot that is about to leave may still have its own room there.
+        more = await _more(connection, workload, node, [_DATA], Room(0, 0, disk_mb))
+        await reserve(connection, node, more._replace(disk_mb=more.disk_mb - disk_mb))
+        await _seat(connection, workload, node, [_DATA], Room(0, 0, disk_mb))
+        leaving = {"workload": workload, "revision": revision, "stay": []}
+        await connection.execute(_LEAVE, leaving, prepare=True)
     await _tell(connection, workload, revision, node)
     return revision
 
@@ -156,16 +176,24 @@ async def go(
     volumes: Sequence[str],
     slots: Sequence[SlotKey],
     room: Room,
+    disk_mb: int,
     given: Room,
     now: datetime,
 ) -> None:
-    """Its home is the target, where `given` was reserved for it before. Raises Conflict without room."""
+    """Its home is the target, where `given` was reserved for it before. `disk_mb`: of its data, which takes
+    it also where nothing runs. Raises Conflict without room."""
+    seats, size = (slots, room) if slots else ([_DATA], Room(0, 0, disk_mb))
     await lock_nodes(connection, source, target)
     revision = await _raise(connection, workload)
     leaving = {"workload": workload, "revision": revision, "stay": [target]}
     await connection.execute(_LEAVE, leaving, prepare=True)
-    await take(connection, target, await _more(connection, workload, target, slots, room), given)
-    await _seat(connection, workload, target, slots, room)
+    await take(connection, target, await _more(connection, workload, target, seats, size), given)
+    await _seat(connection, workload, target, seats, size)
+    if not slots:
+        await connection.execute(_LEAVE, {**leaving, "stay": []}, prepare=True)
+    row = await (await connection.execute(_FREE_DATA, (workload, source), prepare=True)).fetchone()
+    assert row is not None, "a sum has a row"
+    await reserve(connection, source, Room(0, 0, -row[0]))
     home = {
         "workload": workload,
         "target": target,

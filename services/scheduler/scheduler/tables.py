@@ -240,7 +240,8 @@ class PlacementRow(Base):
     cpu_millis: Mapped[int] = mapped_column(BigInteger)
     memory_mb: Mapped[int] = mapped_column(BigInteger)
     disk_mb: Mapped[int] = mapped_column(BigInteger)
-    # The revision that told the slot to leave. What it reserves stays reserved until nothing of it runs.
+    # The revision that told the slot to leave. What it reserves stays reserved until nothing of it runs; and
+    # of the last one at the workload's home, what its volumes take, as long as they are there.
     leaving: Mapped[int | None] = mapped_column(BigInteger)
     # The slot has another place: it leaves this one as soon as it runs on that node.
     relieved_by: Mapped[str | None] = mapped_column(Text)

@@ -37,6 +37,8 @@ class Tie:
     tied: bool = False
     bound: str | None = None
     home: int = 0
+    # Of that room, what stays when the job has ended: it is the first that comes to the volumes.
+    data_mb: int = 0
     # What a node should have where the volumes are nowhere yet: all instances are to follow the job there.
     whole: Room | None = None
     # Why it is not placed now, wherever there is room.
@@ -66,14 +68,21 @@ async def tie_of(connection: AsyncConnection[Any], spec: WorkloadSpec) -> Tie:
     taken = room if placed else room._replace(disk_mb=room.disk_mb + disk_of(known))
     if bound is not None:
         return Tie(taken, True, bound, home)
-    return Tie(taken, True, home=home, whole=Room(*map(max, taken, whole_room(demand, disk_of(known)))))
+    data_mb = 0 if placed else disk_of(known)
+    return Tie(
+        taken,
+        True,
+        home=home,
+        data_mb=data_mb,
+        whole=Room(*map(max, taken, whole_room(demand, disk_of(known)))),
+    )
 
 
 async def hold(connection: AsyncConnection[Any], spec: WorkloadSpec, tie: Tie, node: str) -> int:
     """The job is placed there. The revision of its workload that the node has to know before it begins."""
     row = await (await connection.execute(_TOLD, (spec.id, node), prepare=True)).fetchone()
     if tie.bound is None or row is None:
-        return await rehome.settle(connection, spec.id, node)
+        return await rehome.settle(connection, spec.id, node, tie.data_mb)
     return int(row[0])
 
 
