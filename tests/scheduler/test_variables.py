@@ -3,7 +3,8 @@
 import pytest
 from contracts import variables
 from contracts.errors import InvalidInput
-from contracts.workload import NodeWorkload, Process, WorkloadSpec
+from contracts.ids import new_id
+from contracts.workload import NodeWorkload, Process, Volume, WorkloadSpec
 from runtime.seal import Seal
 from scheduler.projection import Projection
 
@@ -65,3 +66,15 @@ async def test_what_cannot_be_opened_goes_on_without_them(stage: Stage) -> None:
     await placed(stage, app)
     found = await told(stage, app)
     assert (found.variables, found.spec.variables_digest) == (None, "d1")
+
+
+async def test_a_node_that_runs_nothing_of_it_gets_no_secret_any_more(stage: Stage) -> None:
+    volume = Volume(id=new_id("vol"), name="data", path="/data", size_mb=64)
+    for volumes, has_them in (((), False), ((volume,), True)):
+        app = with_variables(stage, spec(volumes=volumes))
+        await placed(stage, app)
+        assert (await told(stage, app)).variables is not None
+        await placed(stage, with_variables(stage, newer(app, state="stopped"), "d2"))
+        left = await told(stage, app)
+        assert left.slots == ()
+        assert (left.variables is not None) == has_them, "its home has its data, and its commands"

@@ -33,8 +33,7 @@ select told.node, told.workload, told.revision, w.in_force::text,
     array(select index from placement p where p.workload = told.workload and p.node = told.node
         and p.leaving is null order by process, index),
     w.home, w.proven, case when w.bound = told.node then w.claim end, w.origins,
-    w.moving and coalesce(w.bound = told.node, false),
-    case when w.bound = told.node then w.made end
+    w.moving and coalesce(w.bound = told.node, false), coalesce(w.bound = told.node, false), w.made
 from projection told join workload w on w.id = told.workload
 where told.written < told.revision and (told.node, told.workload) > (%s, %s)
 order by told.node, told.workload limit %s
@@ -126,20 +125,23 @@ class Projection:
             raise failed
 
     async def _write(self, row: Sequence[Any]) -> None:
-        node, workload, revision, spec, processes, indexes, home, proven, claim, origins, moving, made = row
+        node, workload, revision, spec, processes, indexes, home, proven, claim, origins = row[:10]
+        moving, at_home, made = row[10:]
+        # Who has left is told of the end, and of no secret that has come since.
+        trusted = bool(processes) or at_home
         known = WorkloadSpec.model_validate_json(spec)
         value = NodeWorkload(
             node=node,
             revision=revision,
             spec=known.model_copy(update={"variables": None}),
-            variables=self.variables(node, known),
+            variables=self.variables(node, known) if trusted else None,
             slots=tuple(Slot(process=p, index=i) for p, i in zip(processes, indexes, strict=True)),
             home=home,
             proven=proven,
             claim=None if claim is None else CopyClaim.model_validate(claim),
             moving=moving,
-            volume_keys=self._volume_keys(node, known, origins),
-            made=made or (),
+            volume_keys=self._volume_keys(node, known, origins) if trusted else None,
+            made=made if at_home else (),
         )
         content, key = value.model_dump_json().encode(), key_of(node, workload)
         for _ in range(TRIES):
