@@ -429,3 +429,14 @@ def test_volumes_count_as_disk() -> None:
     assert (wanted.tied, wanted.bound) == (True, "n1")
     # Without volumes nothing holds it there any more.
     assert Demand.of(spec(), "n1").bound is None
+
+
+def test_what_has_its_data_on_a_closed_node_starts_there_again() -> None:
+    wanted = replace(demand(WEB), tied=True, bound="n1")
+    closed, open_ = node(), node("n2")
+    closed.closed = "disabled by its administrator"
+    assert nodes_of(make_plan(wanted, [], Fleet([closed, open_]))) == ["n1"]
+    assert nodes_of(make_plan(demand(WEB), [], Fleet([closed, open_]))) == ["n2"], "others are new work"
+    # Where its data is about to go from here, it starts there.
+    closed.closed, closed.draining = "being drained", True
+    assert make_plan(wanted, [], Fleet([closed, open_])).blocked == {"n1": "being drained"}

@@ -21,7 +21,8 @@ def obstacle(
         return f"in region {node.region}"
     if not node.online:
         return "offline"
-    if node.closed is not None:
+    # Closed to new work, which what has its data there is not.
+    if node.closed is not None and (node.draining or demand.bound != node.name):
         return node.closed
     if (missing := unmet(node, demand.needs)) is not None:
         return missing
