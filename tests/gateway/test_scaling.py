@@ -9,7 +9,7 @@ from contracts.queries import InstanceUse, Traffic
 from gateway.scaling import scale_by_rules
 
 from tests.customer import Customer, Refused
-from tests.gateway.world import World
+from tests.gateway.world import SOURCE, World
 
 
 @pytest.mark.promise("R17.1", "R18.1", "U13")
@@ -163,3 +163,45 @@ async def test_an_app_follows_its_rule_where_its_plan_allows(here: World, custom
     assert await look() == 1
     await customer.call("DELETE", f"/api/paas/apps/{app}/autoscaling")
     assert (await customer.call("GET", f"/api/paas/apps/{app}/scaling"))["autoscale"] is None
+
+
+async def test_a_rule_stays_within_its_plan(here: World, customer: Customer) -> None:
+    admin = await here.administrator()
+    limits = {"cpu_millis": 500, "memory_mb": 512, "disk_mb": 1024}
+    body = {"title": "By itself", "limits": limits, "hourly": "0.001", "monthly": "0.5"}
+    for name, most, autoscaling in (("auto-wide", 4, True), ("auto-narrow", 2, True), ("by-hand", 4, False)):
+        plan = {**body, "name": name, "max_replicas": most, "autoscaling": autoscaling}
+        await admin.call("POST", "/api/admin/paas/plans", json=plan)
+    app = await customer.create("ruled", plan="auto-wide")
+    await here.roll_out(
+        await here.build(await customer.deploy(app, SOURCE), processes={"web": "serve", "worker": "work"})
+    )
+    rule = {"min": 1, "max": 4, "up_seconds": 60, "cooldown_seconds": 0, "requests_per_second": 10}
+    await customer.call("PUT", f"/api/paas/apps/{app}/autoscaling", json=rule)
+    for other, words in (("by-hand", "DELETE …/autoscaling"), ("auto-narrow", "goes up to 4 instances")):
+        with pytest.raises(Refused, match=words):
+            await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": other})
+    # The other processes are part of what the plan allows.
+    await customer.call("POST", f"/api/paas/apps/{app}/scale", json={"process": "worker", "replicas": 2})
+    await here.roll_out(await here.spec(app))
+    desk: Any = here.host.service.http.state.desk  # type: ignore[union-attr]
+    here.parts.traffic[app] = Traffic(requests=9, per_second=1000)
+    use = {"instance": new_id("ins"), "node": "local", "process": "web", "index": 0, "cpu_millis": 1}
+    here.parts.used[app] = (InstanceUse(**use, memory_mb=1, at=datetime.now(UTC)),)
+
+    async def look() -> int:
+        for _ in range(3):
+            await scale_by_rules(desk)
+            here.harness.clock.advance(120)
+            await here.roll_out(await here.spec(app))
+        return (await here.spec(app)).processes["web"].replicas
+
+    assert await look() == 2
+    await customer.call("POST", f"/api/paas/apps/{app}/scale", json={"process": "worker", "replicas": 1})
+    await here.roll_out(await here.spec(app))
+    await admin.call("PATCH", "/api/admin/paas/plans/auto-wide", json={"autoscaling": False})
+    assert await look() == 2
+    await admin.call("PATCH", "/api/admin/paas/plans/auto-wide", json={"autoscaling": True})
+    assert await look() == 3
+    await customer.call("DELETE", f"/api/paas/apps/{app}/autoscaling")
+    await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "by-hand"})

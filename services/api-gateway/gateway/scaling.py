@@ -137,6 +137,9 @@ async def _scale(tx: Tx, app: str, used: WorkloadUsage, now: datetime) -> None:
     row = await workloads.find(tx, app)
     if row is None or row.autoscale is None or row.state != "running" or not row.live:
         return
+    plan = await tx.get(PlanRow, row.plan)
+    if plan is None or not plan.autoscaling:
+        return
     rule = AutoscaleRule.model_validate(row.autoscale)
     processes = {name: Process.model_validate(process) for name, process in row.processes.items()}
     web = processes.get("web")
@@ -145,6 +148,9 @@ async def _scale(tx: Tx, app: str, used: WorkloadUsage, now: datetime) -> None:
     watched = Watched(row.above_since, row.below_since, row.scaled_at)
     load = _load(row, rule, used)
     wanted, watched = decide(rule, web.replicas, load, watched, now)
+    # What there is stays, also where the plan has come to allow less.
+    room = plan.max_replicas - (row.replicas - web.replicas)
+    wanted = min(wanted, max(web.replicas, room))
     if wanted > web.replicas and await funds.of(tx, row.organization) <= 0:
         return
     row.above_since, row.below_since, row.scaled_at = (
@@ -204,6 +210,15 @@ async def _obstacles(tx: Tx, row: WorkloadRow, plan: PlanRow, used: WorkloadUsag
         found.append(f"an instance of it uses {most} MB of memory and the plan allows {allowed} MB")
     if row.replicas > plan.max_replicas:
         found.append(f"it has {row.replicas} instances and the plan allows {plan.max_replicas}; scale down")
+    if row.autoscale is not None:
+        most = AutoscaleRule.model_validate(row.autoscale).max
+        if not plan.autoscaling:
+            found.append("it scales by a rule and apps of the plan do not; DELETE …/autoscaling ends that")
+        elif most > plan.max_replicas:
+            found.append(
+                f"its rule goes up to {most} instances and the plan allows {plan.max_replicas}; "
+                "choose a smaller max"
+            )
     held = sum(volume.size_mb for volume in volumes.volumes_of(row))
     if held > plan.volume_mb:
         found.append(f"its volumes have {held} MB and the plan allows {plan.volume_mb} MB")
