@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "scheduler_0013"
-down_revision = "scheduler_0012"
+revision = "scheduler_0015"
+down_revision = "scheduler_0014"
 
 
 def upgrade() -> None:
