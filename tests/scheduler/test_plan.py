@@ -440,3 +440,27 @@ def test_what_has_its_data_on_a_closed_node_starts_there_again() -> None:
     # Where its data is about to go from here, it starts there.
     closed.closed, closed.draining = "being drained", True
     assert make_plan(wanted, [], Fleet([closed, open_])).blocked == {"n1": "being drained"}
+
+
+@pytest.mark.parametrize(
+    ("needs", "why"),
+    [
+        (Needs(labels=frozenset({("tier", "own")})), "has no label tier=own"),
+        (Needs(runtime="runsc"), "its engine has no runtime runsc"),
+        (Needs(architecture="arm64"), "it is amd64, the image is for arm64"),
+    ],
+)
+def test_what_is_needed_by_now_is_looked_for_elsewhere(needs: Needs, why: str) -> None:
+    here, there = node(reserved=SMALL), node("n2")
+    here.architecture, there.architecture = "amd64", "arm64"
+    there.labels, there.runtimes = frozenset({("tier", "own")}), frozenset({"runsc"})
+    wanted, placed = replace(demand(WEB), needs=needs), [Placed(WEB, "n1", SMALL)]
+    plan = make_plan(wanted, placed, Fleet([here, there]))
+    # It serves where it is until it runs there.
+    assert (nodes_of(plan), plan.relieved) == (["n2"], (Removal(WEB, "n1", f"n1: {why}"),))
+    larger = make_plan(replace(wanted, room=Room(200, 256, 512)), placed, Fleet([here, there]))
+    assert (nodes_of(larger), len(larger.removals)) == (["n2"], 1)
+    alone = make_plan(wanted, placed, Fleet([here]))
+    assert (nodes_of(alone), alone.blocked) == (["n1"], {"n1": why}), "nowhere to go, it stays and says so"
+    bound = make_plan(replace(wanted, tied=True, bound="n1"), placed, Fleet([here, there]))
+    assert (nodes_of(bound), bound.relieved) == (["n1"], ()), "its data is there"

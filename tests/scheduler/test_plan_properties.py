@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from scheduler import fleet as fleets
 from scheduler.feasible import obstacle
-from scheduler.fleet import ANY, NOTHING, Fleet, Needs, Node, Room
+from scheduler.fleet import ANY, NOTHING, Fleet, Needs, Node, Room, unmet
 from scheduler.plan import Plan, make_plan, recheck
 from scheduler.reconcile import Demand, Placed
 
@@ -266,7 +266,8 @@ class Platform(RuleBasedStateMachine):
             elsewhere = node.region != plan.demand.region or plan.demand.bound not in (None, here.node)
             outgrown = here.room != plan.demand.room
             assert removal.because
-            assert unwanted or elsewhere or outgrown or not node.online or node.draining
+            unfit = unmet(node, plan.demand.needs) is not None
+            assert unwanted or elsewhere or outgrown or unfit or not node.online or node.draining
             assert unwanted or here.relieved_by or plan.slots[removal.slot] != here.node, (
                 "nothing is taken away without a new place"
             )

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from contracts.workload import WorkloadSpec
 
-from scheduler.fleet import ANY, Fleet, Needs, Room
+from scheduler.fleet import ANY, Fleet, Needs, Node, Room, unmet
 
 # A slot as a key that sorts: process and index.
 SlotKey: TypeAlias = tuple[str, int]
@@ -91,7 +91,7 @@ class Difference:
     move: tuple[Removal, ...] = ()
     # Wanted, and their node cannot be heard.
     lost: tuple[Removal, ...] = ()
-    # Wanted, at work, and to be at work elsewhere.
+    # Wanted, at work, and to be at work elsewhere: on a node that stays, or that has what is needed by now.
     drain: tuple[Removal, ...] = ()
     missing: tuple[SlotKey, ...] = ()
     # Wanted, at work, and about to be relieved.
@@ -132,10 +132,10 @@ def reconcile(demand: Demand, placed: Sequence[Placed], fleet: Fleet) -> Differe
             move.append(Removal(here.slot, here.node, f"the volumes are on {demand.bound}"))
         elif not node.online and demand.bound is None:
             lost.append(Removal(here.slot, here.node, OFFLINE))
-        elif node.online and node.draining and demand.bound is None:
+        elif demand.bound is None and (why := _unfit(node, demand)) is not None:
             # One of another size is replaced in any case: nothing is gained by keeping it for a while.
             leaves = drain if here.room == demand.room else move
-            leaves.append(Removal(here.slot, here.node, "the node is being drained"))
+            leaves.append(Removal(here.slot, here.node, why))
         else:
             keep.append(here)
     return Difference(
@@ -148,3 +148,11 @@ def reconcile(demand: Demand, placed: Sequence[Placed], fleet: Fleet) -> Differe
         relieved=tuple(relieved),
         leaving=tuple(here for here in placed if here.leaving),
     )
+
+
+def _unfit(node: Node, demand: Demand) -> str | None:
+    """Why it is to be at work elsewhere, though it could go on here."""
+    if node.draining:
+        return "the node is being drained"
+    missing = unmet(node, demand.needs)
+    return None if missing is None else f"{node.name}: {missing}"
