@@ -71,4 +71,4 @@ def test_what_the_engine_cannot_measure_is_too_much() -> None:
             containers=lambda said=said, **_: [{"Id": "c", "SizeRw": said}],
             inspect_container=lambda _: elsewhere,
         )
-        assert written(client, {}, PLENTY) == counted
+        assert written(client, "c", PLENTY) == counted

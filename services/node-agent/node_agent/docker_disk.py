@@ -1,4 +1,4 @@
-"""What containers have written: into their own layer, and into the volumes that an image declares (`VOLUME`),
+"""What a container has written: into its own layer, and into the volumes that its image declares (`VOLUME`),
 which the engine makes beside it. Walked through where it can be seen from here: the engine counts no empty
 files, and nothing at all where a path is too long for it. Blocking: called from the engine's own threads.
 """
@@ -21,17 +21,14 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME
 _CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def written(client: Any, filters: dict[str, Any], most: int) -> int:
-    """Bytes, of all containers that are found, and counted no further than until they are more than `most`.
-    What cannot be measured for what is in it is more."""
-    total = 0
-    for one in client.containers(all=True, filters=filters):
-        found = client.inspect_container(one["Id"])
-        try:
-            total += _layer(client, found, most) + _volumes(client, found, most)
-        except OSError as error:
-            raise ProviderFailed(f"what an instance has written cannot be read: {error}") from error
-    return total
+def written(client: Any, container: str, most: int) -> int:
+    """Bytes, counted no further than until they are more than `most`. What cannot be measured for what is in
+    it is more."""
+    found = client.inspect_container(container)
+    try:
+        return _layer(client, found, most) + _volumes(client, found, most)
+    except OSError as error:
+        raise ProviderFailed(f"what an instance has written cannot be read: {error}") from error
 
 
 def _layer(client: Any, container: dict[str, Any], most: int) -> int:

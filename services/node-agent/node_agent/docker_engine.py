@@ -368,8 +368,7 @@ class DockerEngine:
         return gauges.told(client.stats(self._name(instance), stream=False, one_shot=True))
 
     async def written(self, instance: str, most: int) -> int:
-        filters = {"label": [f"{labels.INSTANCE}={instance}", *self._filters()]}
-        return await self._call(lambda client: docker_disk.written(client, filters, most))
+        return await self._call(lambda client: docker_disk.written(client, self._name(instance), most))
 
     async def events(self) -> AsyncIterator[EngineEvent | None]:
         loop = asyncio.get_running_loop()
