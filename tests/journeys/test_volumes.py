@@ -341,7 +341,7 @@ async def test_data_moves_with_its_app_and_survives_its_node(
 
 async def jobs_of(machine: Machine) -> bool:
     found = await asyncio.to_thread(machine.containers)
-    return any("berth.job" in container.labels for container in found)
+    return any(container.labels.get("berth.job") for container in found)
 
 
 async def nothing_of(machine: Machine) -> bool:
