@@ -169,10 +169,15 @@ def let_in(port: int, user: str) -> bool:
     word = json.dumps({"user": user, "pass": "secret-of-the-test", "verbose": False})
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(f"CONNECT {word}\r\nPING\r\n".encode())
-        connection.shutdown(socket.SHUT_WR)
-        with connection.makefile("r") as lines:
-            answers = [line.split()[0] for line in iter(lines.readline, "") if not line.startswith("INFO ")]
-            return answers[0] == "PONG"
+        with suppress(OSError):
+            # Who is turned away may be cut off by now.
+            connection.shutdown(socket.SHUT_WR)
+        try:
+            with connection.makefile("r") as lines:
+                said = [line.split()[0] for line in iter(lines.readline, "") if not line.startswith("INFO ")]
+        except ConnectionError:
+            return False
+        return said[:1] == ["PONG"]
 
 
 def test_nats_takes_new_users_without_a_restart(bus: Nats) -> None:

@@ -228,6 +228,8 @@ async def test_a_node_in_detail_with_its_history(scheduler: Stage) -> None:
     await scheduler.harness.publish(AppChanged(spec=app))
     await scheduler.told("n1", app, slots=1)
     nodes = nodes_of(scheduler)
+    # The one that runs has looked once, too: for a time of its own.
+    scheduler.harness.clock.advance(SAMPLE_SECONDS)
     for sequence in range(2, 5):
         await scheduler.report(heartbeat(sequence=sequence, memory_mb=1000, used=used(sequence / 10)))
         await nodes.sample()
