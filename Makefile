@@ -18,7 +18,7 @@ logs: ready ## The platform's last words; FOLLOW=1 goes on, NAME=postgres|nats|t
 
 test: ready ## Run the tests; ARGS="tests/billing -k charge" for some of them
 	@mkdir -p .cache
-	@.venv/bin/pytest -n 2 --junitxml=.cache/junit.xml $(ARGS)
+	@.venv/bin/pytest -n 2 --reruns 1 -raR --junitxml=.cache/junit.xml $(ARGS)
 
 check: ready ## Style, types and who may import whom
 	@.venv/bin/ruff check
