@@ -378,7 +378,6 @@ class WalletRow(Base):
     sequence: Mapped[int] = mapped_column(BigInteger)
     micros: Mapped[int] = mapped_column(BigInteger)
     currency: Mapped[str]
-    said_at: Mapped[datetime]
 
 
 class AlertRow(Base):

@@ -19,7 +19,6 @@ async def changed(event: WalletChanged, tx: Tx) -> None:
         "sequence": event.sequence,
         "micros": event.balance.micros,
         "currency": event.balance.currency,
-        "said_at": event.at,
     }
     written = await tx.execute(
         insert(WalletRow)

@@ -81,41 +81,38 @@ class Administration:
             row = await tx.get(NodeRow, node, lock=True)
             if row is None and (key is None or key.removed_at is not None):
                 raise _unknown(node)
-            if placed and not order.force:
-                raise Conflict(
-                    f"{node} still has {len(placed)} workloads; drain it first, or remove it by force: they "
-                    "start elsewhere, and what is only on its disk is lost",
-                    node=node,
-                    workloads=len(placed),
-                )
             held = await tx.scalars(
                 select(WorkloadRow.id).where(
                     WorkloadRow.bound == node, WorkloadRow.in_force["state"].astext != "deleted"
                 )
             )
-            if held and not order.force:
-                raise Conflict(
+            coming = await tx.scalars(select(TransferRow.workload).where(TransferRow.target == node))
+            jobs = await tx.scalars(select(JobRow.id).where(JobRow.node == node, JobRow.state == "placed"))
+            obstacles = (
+                (
+                    {"workloads": len(placed)},
+                    f"{node} still has {len(placed)} workloads; drain it first, or remove it by force: they "
+                    "start elsewhere, and what is only on its disk is lost",
+                ),
+                (
+                    {"workloads": len(held)},
                     f"{node} still has the volumes of {len(held)} workloads; drain it first, or remove it by "
                     "force: what has a copy elsewhere goes on from there, and the rest is lost",
-                    node=node,
-                    workloads=len(held),
-                )
-            coming = await tx.scalars(select(TransferRow.workload).where(TransferRow.target == node))
-            if coming and not order.force:
-                raise Conflict(
+                ),
+                (
+                    {"workloads": len(coming)},
                     f"the data of {len(coming)} workloads is on its way to {node}; drain it first, or "
                     "remove it by force: they go on where they were",
-                    node=node,
-                    workloads=len(coming),
-                )
-            jobs = await tx.scalars(select(JobRow.id).where(JobRow.node == node, JobRow.state == "placed"))
-            if jobs and not order.force:
-                raise Conflict(
+                ),
+                (
+                    {"jobs": len(jobs)},
                     f"{len(jobs)} jobs are at work on {node}; disable it and wait for their end, or remove "
                     "it by force: they count as lost",
-                    node=node,
-                    jobs=len(jobs),
-                )
+                ),
+            )
+            for count, words in obstacles:
+                if any(count.values()) and not order.force:
+                    raise Conflict(words, node=node, **count)
             if key is None and row is not None and row.status == "online":
                 raise Conflict(
                     f"{node} did not join with a token, so it cannot be cut off: stop its agent, take it out "

@@ -275,18 +275,12 @@ class Moves:
         if (facts.transfer["id"], facts.transfer["target"]) != (report.copy_id, report.node):
             return
         if facts.copy_failures == 0:
-            tx.publish(
-                AlertRaised(
-                    service=self._runtime.name,
-                    severity="warning",
-                    title="The volumes of an app cannot be copied while it runs",
-                    details={
-                        "workload": facts.id,
-                        "node": str(facts.bound),
-                        "why": report.words or "",
-                        "next": "it is tried later and later; on XFS, or while the app is stopped, it can",
-                    },
-                )
+            self._warn(
+                tx,
+                facts,
+                "The volumes of an app cannot be copied while it runs",
+                why=report.words or "",
+                next="it is tried later and later; on XFS, or while the app is stopped, it can",
             )
         await self._give_up(tx, connection, facts, REFUSED)
 
@@ -319,19 +313,17 @@ class Moves:
         await rehome.come_back(connection, facts.id, str(facts.bound), demand.slots, demand.room)
         tx.after_commit(self._project)
         tx.after_commit(self._place)
-        tx.publish(
-            AlertRaised(
-                service=self._runtime.name,
-                severity="warning",
-                title="An app could not be moved with its data, and goes on where it was",
-                details={
-                    "workload": facts.id,
-                    "node": str(facts.bound),
-                    "to": target or "",
-                    "why": why or "nothing came over",
-                },
-            )
+        self._warn(
+            tx,
+            facts,
+            "An app could not be moved with its data, and goes on where it was",
+            to=target or "",
+            why=why or "nothing came over",
         )
+
+    def _warn(self, tx: Tx, facts: Facts, title: str, **details: str) -> None:
+        about = {"workload": facts.id, "node": str(facts.bound), **details}
+        tx.publish(AlertRaised(service=self._runtime.name, severity="warning", title=title, details=about))
 
     @staticmethod
     async def _release(connection: AsyncConnection[Any], facts: Facts) -> None:
