@@ -116,7 +116,7 @@ async def test_what_runs_without_money_is_found(here: World, desk: Any) -> None:
             {"organization": customer.organization},
         )
         await tx.execute(
-            text("insert into wallet values (:organization, 1, -1, 'USD', now())"),
+            text("insert into wallet values (:organization, 1, -1, 'USD')"),
             {"organization": customer.organization},
         )
     await sweep_after(here, desk, 0)

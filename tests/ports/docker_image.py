@@ -12,10 +12,11 @@ BASE = "berth/base:bookworm"
 _SERVER = r"""
 use strict; use IO::Socket::INET; $| = 1;
 $SIG{CHLD} = 'IGNORE';
+# Before anybody can connect: who sees it listen may stop it.
+$SIG{TERM} = sub { print "asked to stop\n"; exit 0 };
 my $listener = IO::Socket::INET->new(LocalPort => $ENV{PORT}, Listen => 511, ReuseAddr => 1) or die $!;
 print "listening on $ENV{PORT}\n";
 my $host = `hostname`; chomp $host;
-$SIG{TERM} = sub { print "asked to stop\n"; exit 0 };
 while (1) {
     my $client = $listener->accept or next;
     if (fork) { close $client; next }
