@@ -18,7 +18,7 @@ logs: ready ## The platform's last words; FOLLOW=1 goes on, NAME=postgres|nats|t
 
 test: ready ## Run the tests; ARGS="tests/billing -k charge" for some of them
 	@mkdir -p .cache
-	@.venv/bin/pytest -n 2 -ra --durations=25 --junitxml=.cache/junit.xml $(ARGS) || { [ $$? = 1 ] || exit 1; \
+	@.venv/bin/pytest -n 3 -ra --durations=25 --junitxml=.cache/junit.xml $(ARGS) || { [ $$? = 1 ] || exit 1; \
 	  echo "Once more, alone and on servers of its own, whatever failed:"; \
 	  .venv/bin/pytest -x --last-failed --last-failed-no-failures none --junitxml=.cache/junit-again.xml $(ARGS); }
 

@@ -1,7 +1,7 @@
 """What every test may ask for: the real servers, the machine's engine with its images, a harness.
 
-`pytest -n 2` shares the run out between two processes. Each has its servers; the engine is one for both, made
-by whoever comes first and stopped by whoever goes last.
+`pytest -n 3` shares the run out between three processes. Each has its servers; the engine is one for all,
+made by whoever comes first and stopped by whoever goes last.
 """
 
 import fcntl
@@ -58,7 +58,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
         order = list(dict.fromkeys(TOGETHER.values()))
-        items.sort(key=lambda item: order.index(found) if (found := TOGETHER.get(area(item))) else len(order))
+        # Those images take minutes on a fresh machine: whoever needs them comes last in his area.
+        late = {item.path for item in items if "further_images" in getattr(item, "fixturenames", ())}
+
+        def turn(item: pytest.Item) -> tuple[int, bool]:
+            together = TOGETHER.get(area(item))
+            return (order.index(together) if together else len(order), item.path in late)
+
+        items.sort(key=turn)
     for item in items:
         for mark in item.iter_markers("promise"):
             for promise in mark.args:

@@ -1,5 +1,6 @@
 """One app through the whole platform on the real engine, as a customer and a visitor see it."""
 
+import asyncio
 import itertools
 import re
 import time
@@ -146,8 +147,8 @@ async def test_an_app_lives_from_its_source_to_its_end(here: Platform, customer:
     await customer.silent(hostname)
     await eventually(lambda: none_running(here), what="the end of its process")
     last = await settled_balance(customer)
-    usage = await customer.call("GET", "/api/paas/usage")
-    assert usage["total"]["micros"] == 25_000_000 - last
+    await asyncio.sleep(2)
+    assert await balance(customer) == last
 
     # It comes back from the same image, without a build.
     await customer.call("POST", f"/api/paas/apps/{app}/start")
@@ -175,13 +176,14 @@ async def none_left(here: Platform) -> bool:
 
 
 async def settled_balance(customer: Customer) -> int:
-    """After the last charge for what ran before the stop."""
+    """After the last charge for what ran before the stop: all of the usage is paid."""
 
-    async def nothing_open() -> bool:
-        wallet = await customer.call("GET", "/api/paas/wallet")
-        return bool(wallet["accrued"]["micros"] == 0)
+    async def paid() -> bool:
+        wallet, usage = [await customer.call("GET", f"/api/paas/{of}") for of in ("wallet", "usage")]
+        spent = 25_000_000 - wallet["balance"]["micros"]
+        return bool(wallet["accrued"]["micros"] == 0 and usage["total"]["micros"] == spent)
 
-    await eventually(nothing_open, seconds=20, what="the last charge")
+    await eventually(paid, seconds=20, what="the last charge")
     return await balance(customer)
 
 
