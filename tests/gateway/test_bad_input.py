@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from contracts.api import Failure
+from contracts.shapes import WORDS
 from runtime.store import scoped
 
 from tests.customer import Customer, archive
@@ -258,6 +259,51 @@ async def test_what_there_is_to_choose_is_said(here: World, customer: Customer) 
 async def test_a_body_that_is_none(here: World, customer: Customer, content: bytes, kind: str) -> None:
     headers = {"Content-Type": kind}
     await refused(here, customer, 422, "POST", "/api/paas/apps", content=content, headers=headers)
+
+
+async def test_words_for_those_who_have_not_read_the_program(
+    here: World, customer: Customer, app: str
+) -> None:
+    """A pattern says nothing to a customer, nor does how a list is kept."""
+    asked: list[tuple[str, Any, dict[str, str]]] = [
+        (
+            "volumes",
+            {"name": "data", "path": "data", "size_mb": 64},
+            {"path": "should be a path from the root"},
+        ),
+        ("exec", {"command": "id"}, {"command": "should be a list"}),
+        ("scale", {"replicas": 2, "count": 3}, {"count": "there is no such field"}),
+        ("cron", {"name": "tidy", "schedule": "* * * *", "command": "date"}, {}),
+    ]
+    for path, body, words in asked:
+        error = await refused(here, customer, 422, "POST", f"/api/paas/apps/{app}/{path}", json=body)
+        for field, said in words.items():
+            assert error["details"]["fields"][field].startswith(said), error
+            assert f"{field}: {said}" in error["message"]
+    assert "five fields" in error["message"]
+    broken = b'{"replicas": }'
+    for headers, said in (
+        ({"content-type": "application/json"}, "is no JSON: Expecting value at character 13"),
+        ({}, "should be a JSON object, sent as content-type: application/json"),
+    ):
+        error = await refused(
+            here, customer, 422, "POST", f"/api/paas/apps/{app}/scale", content=broken, headers=headers
+        )
+        assert error["details"]["fields"] == {"body": said}
+
+
+async def test_every_shape_has_words(here: World, customer: Customer) -> None:
+    described = (await customer.client.get("/openapi.json")).json()
+
+    def patterns(part: Any) -> set[str]:
+        if isinstance(part, dict):
+            own = {part["pattern"]} if isinstance(part.get("pattern"), str) else set()
+            return own.union(*map(patterns, part.values()))
+        return set().union(*map(patterns, part)) if isinstance(part, list) else set()
+
+    found = patterns(described)
+    assert len(found) > 20
+    assert found - set(WORDS) == set()
 
 
 async def test_a_body_too_deep(here: World, customer: Customer) -> None:

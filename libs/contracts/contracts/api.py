@@ -18,6 +18,7 @@ from contracts.ids import (
 from contracts.model import Model, Moment, Strict
 from contracts.money import Currency, Money
 from contracts.reports import LogLine
+from contracts.shapes import shaped
 from contracts.sources_api import (
     ChooseDockerfile,
     ChooseGit,
@@ -27,6 +28,7 @@ from contracts.sources_api import (
 )
 from contracts.workload import (
     NAME_PATTERN,
+    NAME_WORDS,
     BuildSettings,
     GitSource,
     HealthCheck,
@@ -36,17 +38,26 @@ from contracts.workload import (
     Source,
 )
 
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Name = Annotated[str, shaped(NAME_PATTERN, NAME_WORDS)]
 Email = Annotated[
     str,
-    StringConstraints(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s.]+$", to_lower=True, max_length=200),
+    shaped(
+        r"^[^@\s]+@[^@\s]+\.[^@\s.]+$",
+        "an address such as name@example.org",
+        to_lower=True,
+        max_length=200,
+    ),
 ]
 Title = Annotated[str, StringConstraints(min_length=1, max_length=80)]
 Password = Annotated[SecretStr, Field(min_length=10, max_length=200)]
 # In currency units with up to six decimals: "25.00".
-Amount = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,6})?$")]
+Amount = Annotated[
+    str, shaped(r"^\d{1,9}(\.\d{1,6})?$", "an amount such as 25 or 25.00, with at most six decimals")
+]
 # For the shell of a build or an instance, and no other.
-Command = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=2000)]
+Command = Annotated[
+    str, shaped(r"^[^\x00-\x1f\x7f]+$", "one line, without control characters", max_length=2000)
+]
 
 AppStatus = Literal[
     "created", "building", "deploying", "running", "sleeping", "stopped", "suspended", "failed"
@@ -175,19 +186,32 @@ BuildpackName = Annotated[str, StringConstraints(max_length=2000), AfterValidato
 BuilderImage = Annotated[str, StringConstraints(max_length=255), AfterValidator(_is_image)]
 
 
+SourcePath = Annotated[
+    str, shaped(r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}$", "a path inside the source, such as services/web")
+]
+StageName = Annotated[
+    str,
+    shaped(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", "up to 80 letters, digits, dots, dashes and underscores"),
+]
+ArgumentName = Annotated[
+    str,
+    shaped(
+        r"^[A-Za-z_][A-Za-z0-9_]{0,79}$", "up to 80 letters, digits and underscores, with no digit at first"
+    ),
+]
+
+
 class ChooseBuild(Strict):
     """What is absent, the recipe decides. Commands run in the build or the instance, by its shell."""
 
-    dockerfile: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}$")] = (
-        "Dockerfile"
-    )
+    dockerfile: SourcePath = "Dockerfile"
     # Of a source that holds several apps: the folder of this one.
-    folder: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}$")] | None = None
+    folder: SourcePath | None = None
     # Of the Dockerfile: the stage to build, and what its ARGs are. They stay visible in the image.
-    target: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] | None = None
+    target: StageName | None = None
     arguments: Annotated[
         dict[
-            Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,79}$")],
+            ArgumentName,
             Annotated[str, StringConstraints(max_length=2000)],
         ],
         Field(max_length=50),
@@ -221,7 +245,7 @@ class ChooseHealth(Strict):
     command: Annotated[
         tuple[Annotated[str, StringConstraints(min_length=1, max_length=1000)], ...], Field(max_length=50)
     ] = ()
-    path: Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,500}$")] = "/"
+    path: Annotated[str, shaped(r"^/[!-~]{0,500}$", "a path such as /healthz")] = "/"
     interval_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
     retries: Annotated[int, Field(ge=1, le=20)] = 3

@@ -11,6 +11,8 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
+from contracts.shapes import shaped
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PATTERN = re.compile(r"^[a-z]{3}_[0-9a-hjkmnp-tv-z]{26}$")
 
@@ -33,7 +35,7 @@ def is_id(text: str, prefix: str | None = None) -> bool:
 
 
 def _typed(prefix: str) -> StringConstraints:
-    return StringConstraints(pattern=rf"^{prefix}_[0-9a-hjkmnp-tv-z]{{26}}$")
+    return shaped(rf"^{prefix}_[0-9a-hjkmnp-tv-z]{{26}}$", f"an id that begins with {prefix}_")
 
 
 AppId = Annotated[str, _typed("app")]
@@ -50,9 +52,10 @@ ReleaseId = Annotated[str, _typed("rel")]
 SourceId = Annotated[str, _typed("src")]
 UserId = Annotated[str, _typed("usr")]
 VolumeId = Annotated[str, _typed("vol")]
-_NODE_NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-NodeName = Annotated[str, StringConstraints(pattern=_NODE_NAME)]
+SHORT_NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+SHORT_NAME_WORDS = "up to 40 lower-case letters, digits and dashes, with no dash at an end"
+NodeName = Annotated[str, shaped(SHORT_NAME, SHORT_NAME_WORDS)]
 
 
 def is_node_name(text: str) -> bool:
-    return re.fullmatch(_NODE_NAME, text) is not None
+    return re.fullmatch(SHORT_NAME, text) is not None

@@ -8,9 +8,10 @@ from contracts.api import Name
 from contracts.ids import AppId, DeploymentId, JobId
 from contracts.jobs import JobKind, JobLine, JobOutcome
 from contracts.model import Model, Moment, Strict
+from contracts.shapes import shaped
 
 JobStatus = Literal["queued", "running"] | JobOutcome
-Schedule = Annotated[str, StringConstraints(min_length=9, max_length=200)]
+Schedule = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class ActivityView(Model):
@@ -43,7 +44,9 @@ class RunCommand(Strict):
 class Execute(Strict):
     """A process inside a running instance, such as `web.1`; none named: the first of `web`."""
 
-    instance: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,79}\.[1-9]\d{0,2}$")] = "web.1"
+    instance: Annotated[
+        str, shaped(r"^[a-z0-9][a-z0-9_-]{0,79}\.[1-9]\d{0,2}$", "an instance such as web.1")
+    ] = "web.1"
     # A program and its arguments; no shell reads them unless it is one.
     command: Annotated[
         tuple[Annotated[str, StringConstraints(min_length=1, max_length=4000)], ...],

@@ -6,14 +6,15 @@ coarse a unit; a signed 64-bit count of micros reaches nine trillion currency un
 
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from contracts.model import Model
+from contracts.shapes import shaped
 
 MICROS_PER_UNIT = 1_000_000
 SECONDS_PER_HOUR = 3600
 
-Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+Currency = Annotated[str, shaped(r"^[A-Z]{3}$", "a currency such as USD")]
 Micros = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 
 

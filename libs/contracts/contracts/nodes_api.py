@@ -8,13 +8,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, StringConstraints
 
-from contracts.ids import NodeName
+from contracts.ids import SHORT_NAME, SHORT_NAME_WORDS, NodeName
 from contracts.model import Model, Strict
 from contracts.queries import JoinTokenInfo, NodeLimits
+from contracts.shapes import shaped
 
-Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")]
+Label = Annotated[
+    str,
+    shaped(
+        r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$",
+        "up to 63 letters, digits, and any of . _ / - between them",
+    ),
+]
 Labels = Annotated[dict[Label, Label], Field(max_length=32)]
-RegionName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+RegionName = Annotated[str, shaped(SHORT_NAME, SHORT_NAME_WORDS)]
 Fact = Annotated[str, StringConstraints(max_length=200)]
 
 
@@ -78,9 +85,11 @@ class AddServer(AskServerKey):
     """A server the platform sets up by itself. The password is used once and kept nowhere; `fingerprint` is
     what POST …/servers/key said and the administrator compared."""
 
-    fingerprint: Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
+    fingerprint: Annotated[
+        str, shaped(r"^SHA256:[A-Za-z0-9+/]{43}$", "as POST …/servers/key says it: SHA256:…")
+    ]
     # Root, by whatever name.
-    user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "root"
+    user: Annotated[str, shaped(r"^[a-z_][a-z0-9_-]{0,31}$", "the name of a user, such as root")] = "root"
     password: Annotated[SecretStr, Field(min_length=1, max_length=200)]
     region: RegionName
     node: NodeName | None = None

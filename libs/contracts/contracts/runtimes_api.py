@@ -2,15 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
-
 from contracts.api import BuilderImage, Command, RuntimeView
 from contracts.model import Model, Strict
+from contracts.shapes import shaped
 
 # What knows how to build with it: a recipe of the platform, or buildpacks.
 RuntimeType = Literal["python", "node", "php", "ruby", "go", "java", "static", "cnb", "buildpack"]
-RuntimeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,38}[a-z0-9]$")]
-Version = Annotated[str, StringConstraints(pattern=r"^[0-9][0-9A-Za-z.-]{0,29}$")]
+RuntimeName = Annotated[
+    str,
+    shaped(
+        r"^[a-z0-9][a-z0-9.-]{0,38}[a-z0-9]$",
+        "2 to 40 lower-case letters, digits, dots and dashes, with a letter or digit at both ends",
+    ),
+]
+Version = Annotated[str, shaped(r"^[0-9][0-9A-Za-z.-]{0,29}$", "a version such as 3.11")]
 
 
 class OfferedRuntime(RuntimeView):

@@ -6,13 +6,16 @@ from pydantic import Field, SecretStr, StringConstraints
 
 from contracts.credentials import Purpose
 from contracts.model import Model, Moment, Strict
+from contracts.shapes import shaped
 
 
 class ChooseGit(Strict):
     kind: Literal["git"] = "git"
     url: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
     # A branch, a tag or a whole commit.
-    ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}$")] | None = None
+    ref: (
+        Annotated[str, shaped(r"^[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}$", "a branch, a tag or a commit")] | None
+    ) = None
     submodules: bool = False
 
 
@@ -32,8 +35,10 @@ class ChooseToken(Strict):
 
     kind: Literal["token"] = "token"
     token: Annotated[SecretStr, Field(min_length=1, max_length=4096)]
-    user: Annotated[str, StringConstraints(pattern=r"^[^:\s\x00-\x1f]{1,200}$")] | None = None
-    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:\[\]-]{1,260}$")] | None = None
+    user: Annotated[str, shaped(r"^[^:\s\x00-\x1f]{1,200}$", "without colons and spaces")] | None = None
+    host: Annotated[str, shaped(r"^[A-Za-z0-9.:\[\]-]{1,260}$", "a host such as git.example.org")] | None = (
+        None
+    )
 
 
 class ChooseKey(Strict):
@@ -53,8 +58,10 @@ ChooseGitCredential = Annotated[ChooseToken | ChooseKey, Field(discriminator="ki
 class ChooseRegistryLogin(Strict):
     """The registry is that of the app's image where none is named."""
 
-    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]{1,260}$")] | None = None
-    user: Annotated[str, StringConstraints(pattern=r"^[^:\x00-\x1f]{1,200}$")]
+    host: Annotated[str, shaped(r"^[A-Za-z0-9.:-]{1,260}$", "a host such as registry.example.org")] | None = (
+        None
+    )
+    user: Annotated[str, shaped(r"^[^:\x00-\x1f]{1,200}$", "without colons and control characters")]
     password: Annotated[SecretStr, Field(min_length=1, max_length=4096)]
 
 

@@ -2,16 +2,24 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from contracts.api import Name
 from contracts.model import Model, Moment, Strict
+from contracts.shapes import shaped
 from contracts.workload import Volume
 
 
 class AddVolume(Strict):
     name: Name
-    path: Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9._-]+){1,8}$", max_length=200)]
+    path: Annotated[
+        str,
+        shaped(
+            r"^(/[A-Za-z0-9._-]+){1,8}$",
+            "a path from the root, such as /data, of at most 8 folders",
+            max_length=200,
+        ),
+    ]
     size_mb: Annotated[int, Field(ge=16, le=1_048_576)]
     # On the disk of its node, with a key of that node.
     encrypted: bool = False

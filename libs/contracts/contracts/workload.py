@@ -24,6 +24,7 @@ from contracts.model import Model, Moment
 from contracts.money import Rate
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,38}[a-z0-9]$"
+NAME_WORDS = "2 to 40 lower-case letters, digits and dashes, with no dash at an end"
 
 Kind = Literal["app", "database", "service", "box"]
 Port = Annotated[int, Field(ge=1, le=65535)]

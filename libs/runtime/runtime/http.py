@@ -5,6 +5,7 @@ from typing import Any
 
 import structlog
 from contracts.errors import BerthError, disposition, error_body
+from contracts.shapes import WORDS
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -48,12 +49,35 @@ async def _berth_error(_: Request, error: Exception) -> JSONResponse:
     return answer(error)
 
 
+def _field(problem: dict[str, Any]) -> str:
+    named = () if problem["type"] == "json_invalid" else problem["loc"][1:]
+    return ".".join(str(part) for part in named) or "body"
+
+
+def _words(problem: dict[str, Any]) -> str:
+    """For those who have not read the program."""
+    message, context = problem["msg"], problem.get("ctx", {})
+    match problem["type"]:
+        case "json_invalid":
+            return f"is no JSON: {context['error']} at character {problem['loc'][-1]}"
+        case "string_pattern_mismatch":
+            known = WORDS.get(context["pattern"])
+            return message if known is None else f"should be {known}"
+        case "model_attributes_type":
+            return "should be a JSON object, sent as content-type: application/json"
+        case "tuple_type":
+            return "should be a list"
+        case "extra_forbidden":
+            return "there is no such field"
+        case "value_error":
+            return str(context["error"])
+        case _:
+            return str(message)
+
+
 async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    fields = {
-        ".".join(str(part) for part in problem["loc"][1:]) or "body": problem["msg"]
-        for problem in error.errors()
-    }
+    fields = {_field(problem): _words(problem) for problem in error.errors()}
     listed = "; ".join(f"{name}: {message}" for name, message in fields.items())
     return JSONResponse(error_body("invalid_input", f"check these fields: {listed}", {"fields": fields}), 422)
 

@@ -18,6 +18,7 @@ from contracts.lines import PIECE_LINES, Line, LineStream, unpacked
 from contracts.lines_api import LinePage
 from contracts.model import Moment
 from contracts.reports import LinesKept
+from contracts.shapes import shaped
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from nats.errors import Error as NatsError
@@ -63,8 +64,20 @@ _STREAM = event_stream.responses(
 
 Place = Annotated[int | None, Query(ge=0, lt=_NEWEST)]
 Search = Annotated[str | None, Query(min_length=1, max_length=200)]
-Process = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9_-]{0,79}(\.[1-9]\d{0,2})?$")]
-Instance = Annotated[str | None, Query(pattern=r"^(ins_[0-9a-z]{26}|agent)$")]
+Process = Annotated[
+    Annotated[
+        str,
+        shaped(
+            r"^[a-z0-9][a-z0-9_-]{0,79}(\.[1-9]\d{0,2})?$",
+            "a process such as web, or an instance such as web.1",
+        ),
+    ]
+    | None,
+    Query(),
+]
+Instance = Annotated[
+    Annotated[str, shaped(r"^(ins_[0-9a-z]{26}|agent)$", "the id of an instance, or agent")] | None, Query()
+]
 
 
 @dataclass(frozen=True, slots=True)
