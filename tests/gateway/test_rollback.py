@@ -46,6 +46,36 @@ async def test_the_release_before_runs_again(here: World, customer: Customer) ->
     assert (await back(customer, app, deployment=str(begun["id"])))["rollback_of"] == first.deployment
 
 
+async def test_what_comes_back_finds_the_room_its_plan_has_left(here: World, customer: Customer) -> None:
+    """What was chosen of a process that was not there since, was chosen beside others."""
+    plan = {p["name"]: p for p in (await customer.call("GET", "/api/paas/plans"))["plans"]}["medium"]
+    most = plan["max_replicas"]
+    app = await customer.create("crowded", plan="medium")
+    both = {"web": "serve", "worker": "work"}
+    await here.roll_out(await here.build(await customer.deploy(app, SOURCE), processes=both))
+    path = f"/api/paas/apps/{app}/scale"
+    await customer.call("POST", path, json={"process": "worker", "replicas": most - 1})
+    await here.roll_out(await here.spec(app))
+    await here.roll_out(await here.build(await customer.deploy(app), processes={"web": "serve"}))
+    await customer.call("POST", path, json={"replicas": most - 1})
+    await here.roll_out(await here.spec(app))
+    begun = await back(customer, app)
+    assert begun["notes"] == [
+        f"brings back deployment 1 with {most - 1} of web, 1 of worker",
+        f"the process worker comes back with 1 of {most - 1} instances: its plan has no room",
+    ]
+    spec = await here.spec(app)
+    assert {name: p.replicas for name, p in spec.processes.items()} == {"web": most - 1, "worker": 1}
+    await here.roll_out(spec)
+    # So does one that takes the place of a release that does not live.
+    failing = await here.build(await customer.deploy(app), processes={"web": "serve"})
+    await customer.call("POST", path, json={"replicas": most})
+    failing = await here.spec(app)
+    await here.say(decided(failing, "local"), rollout(failing, ok=False, reason="exit 1"))
+    spec = await here.spec(app)
+    assert {name: p.replicas for name, p in spec.processes.items()} == {"web": most, "worker": 0}
+
+
 async def test_one_that_does_not_live_gives_way(here: World, customer: Customer) -> None:
     app, first = await here.live(customer, "unlucky")
     second = await here.build(await customer.deploy(app))

@@ -123,7 +123,7 @@ async def _begin(desk: Desk, tx: Tx, row: WorkloadRow, chosen: _Chosen) -> Deplo
     words = "an earlier deployment was brought back"
     await workloads.end_deployments(tx, row, "superseded", words, before=deployment.number)
     await jobs.cancel_all(tx, row.id, "release")
-    rollouts.go_live(tx, row, deployment, release)
+    await rollouts.go_live(tx, row, deployment, release)
     has = ", ".join(f"{process['replicas']} of {name}" for name, process in sorted(row.processes.items()))
     deployment.notes = [f"brings back deployment {origin.number} with {has}", *deployment.notes]
     await workloads.settle(tx, row)

@@ -103,7 +103,7 @@ async def _built(
     )
     command = result.processes.get(RELEASE)
     if command is None:
-        go_live(tx, row, deployment, release)
+        await go_live(tx, row, deployment, release)
         return
     spec = workloads.spec_of(row).model_copy(
         update={"image": release.image, "release": release.id, "deployment": deployment.id}
@@ -123,24 +123,28 @@ async def _built(
     )
 
 
-def go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: ReleaseRow) -> None:
+async def go_live(tx: Tx, row: WorkloadRow, deployment: DeploymentRow, release: ReleaseRow) -> None:
     """Where its commands fit beside the app's variables; before anything of the app is touched."""
-    wanted = {"image": release.image, "processes": workloads.processes_of(row, release)}
+    wanted = {"image": release.image, "processes": await workloads.processes_of(tx, row, release)}
     if _too_large(deployment, workloads.spec_of(row).model_copy(update=wanted)):
         return
-    had = set(row.processes)
-    workloads.use_release(row, release)
-    new = [
-        name
-        for name, process in row.processes.items()
-        if name not in had and not Process.model_validate(process).replicas
-    ]
+    had, chosen = set(row.processes), row.chosen
+    await workloads.use_release(tx, row, release)
     deployment.notes = [
-        f"the process {name} is new and has no instance yet; POST …/scale gives it some"
-        for name in sorted(new)
+        note for name in sorted(row.processes.keys() - had) if (note := _note(row, name, chosen.get(name, 0)))
     ]
     row.state, row.suspended = "running", False
     workloads.tell(tx, row)
+
+
+def _note(row: WorkloadRow, name: str, chosen: int) -> str | None:
+    """Of a process that was not there before."""
+    replicas = Process.model_validate(row.processes[name]).replicas
+    if replicas < chosen:
+        return f"the process {name} comes back with {replicas} of {chosen} instances: its plan has no room"
+    if replicas:
+        return None
+    return f"the process {name} is new and has no instance yet; POST …/scale gives it some"
 
 
 def _too_large(deployment: DeploymentRow, spec: WorkloadSpec) -> bool:
@@ -185,7 +189,7 @@ async def job_ended(event: JobEnded, tx: Tx) -> None:
         release = await tx.one(select(ReleaseRow).where(ReleaseRow.deployment == deployment.id))
         assert release is not None, "a release phase has a release"
         deployment.reason = None
-        go_live(tx, row, deployment, release)
+        await go_live(tx, row, deployment, release)
     else:
         deployment.failed_step, deployment.exit_code = RELEASE, event.exit_code
         deployment.log_tail = [line.text for line in event.tail[-_LOG_TAIL:]]
@@ -270,7 +274,7 @@ async def _weigh(tx: Tx, row: WorkloadRow, log_tail: tuple[str, ...] = ()) -> No
             deployment.log_tail = list(log_tail)
             _enter(deployment, "failed", verdict.reason)
             good = await tx.get(ReleaseRow, row.good_release) if row.good_release else None
-            workloads.use_release(row, good)
+            await workloads.use_release(tx, row, good)
             row.live = good is not None and verdict.running > 0
             workloads.tell(tx, row)
         case "blocked" if deployment.status in ("deploying", "blocked"):

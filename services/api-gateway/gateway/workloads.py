@@ -18,7 +18,7 @@ from sqlalchemy import delete as remove
 
 from gateway import funds, jobs, outages, sizes, status
 from gateway.status import Blockage, Facts, Placement, Rollout, Verdict
-from gateway.tables import CredentialRow, DeploymentRow, ReleaseRow, SourceRow, WorkloadRow
+from gateway.tables import CredentialRow, DeploymentRow, PlanRow, ReleaseRow, SourceRow, WorkloadRow
 
 DEFAULT_PORT = 8080
 
@@ -104,23 +104,29 @@ def set_processes(row: WorkloadRow, processes: Mapping[str, Process]) -> None:
     row.chosen = {**row.chosen, **{name: process.replicas for name, process in processes.items()}}
 
 
-def use_release(row: WorkloadRow, release: ReleaseRow | None) -> None:
+async def use_release(tx: Tx, row: WorkloadRow, release: ReleaseRow | None) -> None:
     """The release's image and commands; how many of each process there are stays the customer's choice."""
     if release is None:
         row.image = row.release = row.deployment = None
         return
-    set_processes(row, processes_of(row, release))
+    set_processes(row, await processes_of(tx, row, release))
     row.image, row.release, row.deployment = release.image, release.id, release.deployment
     row.port = row.chosen_port or release.port or DEFAULT_PORT
 
 
-def processes_of(row: WorkloadRow, release: ReleaseRow) -> dict[str, Process]:
+async def processes_of(tx: Tx, row: WorkloadRow, release: ReleaseRow) -> dict[str, Process]:
+    """What runs stays as it is, also where the plan has come to allow less; what a release brings back gets
+    the room that is left: it was chosen when others did not run beside it."""
     # The release phase has run by now, and is no process of instances.
     commands = {name: c for name, c in release.processes.items() if name != "release"} or {"web": None}
-    return {
-        name: Process(command=command, replicas=row.chosen.get(name, int(name == "web")))
-        for name, command in commands.items()
-    }
+    chosen = {name: row.chosen.get(name, int(name == "web")) for name in commands}
+    plan = await tx.get(PlanRow, row.plan)
+    if plan is not None:
+        room = plan.max_replicas - sum(chosen[name] for name in chosen.keys() & row.processes.keys())
+        for name in sorted(chosen.keys() - row.processes.keys(), key=lambda name: (name != "web", name)):
+            chosen[name] = min(chosen[name], max(room, int(name == "web")))
+            room -= chosen[name]
+    return {name: Process(command=command, replicas=chosen[name]) for name, command in commands.items()}
 
 
 async def start(tx: Tx, row: WorkloadRow) -> None:
