@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from gateway.tables import JobRow, SourceRow
+from gateway.tables import JobRow, SourceRow, WorkloadRow
 from runtime.store import PLATFORM
 from sqlalchemy import func, select
 
@@ -91,3 +91,17 @@ async def test_commands_in_an_hour(here: World, customer: Customer) -> None:
         await here.say(ended(await asked(here, app, number=number + 1)))
     with pytest.raises(Refused, match="4 commands an hour"):
         await customer.call("POST", f"/api/paas/apps/{app}/run", json={"command": "ls"})
+
+
+async def test_names_of_processes_that_were_never_scaled_are_not_kept(
+    here: World, customer: Customer
+) -> None:
+    app = await customer.create("renaming")
+    await customer.upload(app, SOURCE)
+    for number in range(3):
+        processes = {"web": "serve", f"worker-{number}": "work"}
+        await here.roll_out(await here.build(await customer.deploy(app), processes=processes))
+    async with here.host.runtime.store.transaction(PLATFORM) as tx:
+        row = await tx.get(WorkloadRow, app)
+    assert row is not None
+    assert row.chosen == {"web": 1}

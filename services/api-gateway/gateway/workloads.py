@@ -101,7 +101,9 @@ def _raise_generation(row: WorkloadRow) -> None:
 def set_processes(row: WorkloadRow, processes: Mapping[str, Process]) -> None:
     row.processes = {name: process.model_dump() for name, process in processes.items()}
     row.replicas = sum(process.replicas for process in processes.values())
-    row.chosen = {**row.chosen, **{name: process.replicas for name, process in processes.items()}}
+    chosen = {**row.chosen, **{name: process.replicas for name, process in processes.items()}}
+    # A name that was given no instance is not worth keeping: every release may bring others.
+    row.chosen = {name: count for name, count in chosen.items() if count or name == "web"}
 
 
 async def use_release(tx: Tx, row: WorkloadRow, release: ReleaseRow | None) -> None:
