@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from contracts.events import AppChanged, DeploymentRequested
+from contracts.events import AppChanged, CreditGranted, DeploymentRequested
 from contracts.queries import DeploymentsPending, PendingDeployments, WorkloadsAfter
 from gateway import sweeps
 from runtime.store import PLATFORM
 from sqlalchemy import text
 
-from tests.customer import Customer
+from tests.customer import Customer, Refused
 from tests.gateway.world import SOURCE, World, finished, started, succeeded
 
 
@@ -121,6 +121,33 @@ async def test_what_runs_without_money_is_found(here: World, desk: Any) -> None:
         )
     await sweep_after(here, desk, 0)
     assert (await customer.call("GET", f"/api/paas/apps/{app}"))["status"] == "suspended"
+
+
+async def test_a_credit_that_billing_never_named_is_granted_again(here: World, desk: Any) -> None:
+    """Its word, or ours, may be lost; counted beside the balance, a credit would be spent twice."""
+    customer = await here.customer(credit="5.00")
+    app = await customer.create("paid-once")
+    await customer.deploy(app, SOURCE)
+    await here.balance(customer.organization, 5_000_000, sequence=1, booked=False)
+
+    async def granted_after(hours: float) -> list[CreditGranted]:
+        here.harness.clock.advance(hours * 3600)
+        await sweeps.tidy(desk)
+        here.harness.clock.advance(-hours * 3600)
+        await here.harness.settle()
+        events = await here.harness.events(CreditGranted)
+        return [event for event in events if event.organization == customer.organization]
+
+    assert len(await granted_after(0.9)) == 1
+    for _ in range(2):
+        first, again = await granted_after(2)
+        assert again.model_copy(update={"id": first.id, "at": first.at}) == first
+    # Billing answers with the balance that has it.
+    await here.balance(customer.organization, 5_000_000, sequence=1)
+    assert len(await granted_after(50)) == 2
+    await here.balance(customer.organization, 0, sequence=2, booked=False)
+    with pytest.raises(Refused, match="add credit"):
+        await customer.deploy(app)
 
 
 async def test_the_builder_can_ask_what_waits(here: World) -> None:

@@ -11,15 +11,16 @@ from runtime.sparing import sparing
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import func, select
 
-from gateway import accounts, activity, alerts, jobs, lines, sources, tickets, wallets, workloads
+from gateway import accounts, activity, alerts, jobs, lines, sources, tickets, usage, wallets, workloads
 from gateway.deployments import requested
 from gateway.desk import Desk
-from gateway.tables import DeploymentRow, WalletRow, WorkloadRow
+from gateway.tables import CreditRow, DeploymentRow, WalletRow, WorkloadRow
 
 _BATCH = 100
 # Said again after so long without an answer.
 _QUEUED = timedelta(seconds=60)
 _DEPLOYING = timedelta(minutes=5)
+_UNBOOKED = timedelta(hours=1)
 
 
 async def sweep(desk: Desk) -> None:
@@ -46,6 +47,22 @@ async def tidy(desk: Desk) -> None:
     await tickets.forget(desk)
     await jobs.forget(desk)
     await lines.forget(desk)
+    await _grant_again(desk)
+
+
+async def _grant_again(desk: Desk) -> None:
+    """Credit of which billing has not spoken: it may not have heard of it, or we not of that. Once a day, by
+    one name, so that one that cannot be booked is parked once a day and not at every look."""
+    now = desk.clock.now()
+    async with desk.store.transaction(PLATFORM) as tx:
+        late = await tx.scalars(
+            select(CreditRow)
+            .where(~CreditRow.booked, CreditRow.created_at < now - _UNBOOKED)
+            .order_by(CreditRow.id)
+            .limit(_BATCH)
+        )
+        for row in late:
+            tx.publish(usage.granted(row).model_copy(update={"id": f"{row.id}-{now:%Y%m%d}"}))
 
 
 async def _overdue(desk: Desk, status: str, overdue: Any) -> list[tuple[str, str]]:

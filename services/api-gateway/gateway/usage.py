@@ -95,15 +95,7 @@ async def grant_credit(
                 created_at=caller.desk.clock.now(),
             )
             tx.add(known)
-            tx.publish(
-                CreditGranted(
-                    credit=known.id,
-                    organization=organization,
-                    amount=amount,
-                    note=grant.note,
-                    by=caller.user,
-                )
-            )
+            tx.publish(granted(known))
         elif (known.micros, known.note) != (amount.micros, grant.note):
             raise Conflict("this Idempotency-Key was used for another credit; use a new one", credit=known.id)
         return CreditView(
@@ -113,3 +105,13 @@ async def grant_credit(
             note=known.note,
             at=known.created_at,
         )
+
+
+def granted(row: CreditRow) -> CreditGranted:
+    return CreditGranted(
+        credit=row.id,
+        organization=row.organization,
+        amount=Money(micros=row.micros, currency=row.currency),
+        note=row.note,
+        by=row.by,
+    )

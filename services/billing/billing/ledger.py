@@ -31,7 +31,7 @@ async def credit(event: CreditGranted, tx: Tx) -> None:
 async def post(
     tx: Tx, *, id: str, kind: Literal["credit", "charge"], organization: str, amount: Money, note: str
 ) -> None:
-    """The wallet gains `amount`; nothing happens when the posting has been booked before."""
+    """The wallet gains `amount`; where the posting has been booked before, it is only said again."""
     wallet = await _locked(tx, organization, amount.currency)
     if wallet.currency != amount.currency:
         raise InvalidInput(
@@ -39,15 +39,14 @@ async def post(
             organization=organization,
         )
     # Looked for under the wallet's lock: whoever booked it before has committed.
-    if await tx.get(PostingRow, id) is not None:
-        return
-    wallet.balance += amount.micros
-    wallet.sequence += 1
-    tx.add(PostingRow(id=id, organization=organization, sequence=wallet.sequence, kind=kind, note=note))
-    await tx.flush()
-    other = "credits" if kind == "credit" else "revenue"
-    for account, micros in (("wallet", amount.micros), (other, -amount.micros)):
-        tx.add(EntryRow(posting=id, account=account, organization=organization, micros=micros))
+    if await tx.get(PostingRow, id) is None:
+        wallet.balance += amount.micros
+        wallet.sequence += 1
+        tx.add(PostingRow(id=id, organization=organization, sequence=wallet.sequence, kind=kind, note=note))
+        await tx.flush()
+        other = "credits" if kind == "credit" else "revenue"
+        for account, micros in (("wallet", amount.micros), (other, -amount.micros)):
+            tx.add(EntryRow(posting=id, account=account, organization=organization, micros=micros))
     tx.publish(
         WalletChanged(
             organization=organization,
