@@ -7,6 +7,8 @@ import pytest
 from contracts.ids import new_id
 from contracts.queries import InstanceUse, Traffic
 from gateway.scaling import scale_by_rules
+from runtime.store import PLATFORM
+from sqlalchemy import text
 
 from tests.customer import Customer, Refused
 from tests.gateway.world import SOURCE, World
@@ -205,3 +207,32 @@ async def test_a_rule_stays_within_its_plan(here: World, customer: Customer) -> 
     assert await look() == 3
     await customer.call("DELETE", f"/api/paas/apps/{app}/autoscaling")
     await customer.call("PUT", f"/api/paas/apps/{app}/plan", json={"plan": "by-hand"})
+
+
+async def test_a_rule_that_cannot_be_read_holds_up_no_other(here: World, customer: Customer) -> None:
+    admin = await here.administrator()
+    limits = {"cpu_millis": 500, "memory_mb": 512, "disk_mb": 1024}
+    plan = {"name": "auto-spare", "title": "By itself", "limits": limits, "hourly": "0.001", "monthly": "0.5"}
+    await admin.call("POST", "/api/admin/paas/plans", json={**plan, "max_replicas": 2, "autoscaling": True})
+    rule = {"min": 1, "max": 2, "up_seconds": 60, "cooldown_seconds": 0, "requests_per_second": 10}
+    apps = []
+    for number in range(3):
+        app, _ = await here.live(customer, f"ruled-{number}", plan="auto-spare")
+        await customer.call("PUT", f"/api/paas/apps/{app}/autoscaling", json=rule)
+        here.parts.traffic[app] = Traffic(requests=9, per_second=1000)
+        use = {"instance": new_id("ins"), "node": "local", "process": "web", "index": 0, "cpu_millis": 1}
+        here.parts.used[app] = (InstanceUse(**use, memory_mb=1, at=datetime.now(UTC)),)
+        apps.append(app)
+    broken = [apps[0], apps[2]]
+    change = text("update workload set autoscale = cast(:rule as jsonb) where id = any(:apps)")
+    async with here.host.runtime.store.transaction(PLATFORM) as tx:
+        await tx.execute(change, {"rule": "{}", "apps": broken})
+    desk: Any = here.host.service.http.state.desk  # type: ignore[union-attr]
+    try:
+        for _ in range(2):
+            await scale_by_rules(desk)
+            here.harness.clock.advance(61)
+    finally:
+        for app in broken:
+            await customer.call("DELETE", f"/api/paas/apps/{app}/autoscaling")
+    assert (await here.spec(apps[1])).processes["web"].replicas == 2

@@ -17,6 +17,7 @@ from contracts.queries import InstanceUse, UsageOf, WorkloadUsage
 from contracts.scaling_api import AutoscaleRule, ChoosePlan, PlanChoice, Projection, ScalingView
 from contracts.workload import Limits, Process
 from fastapi import APIRouter, Query, Response
+from runtime.sparing import sparing
 from runtime.store import PLATFORM, Tx
 from sqlalchemy import select
 
@@ -126,9 +127,10 @@ async def scale_by_rules(desk: Desk) -> None:
         )
     for app in apps:
         try:
-            used = await desk.bus.ask(UsageOf(workload=app))
-            async with desk.store.transaction(PLATFORM) as tx:
-                await _scale(tx, app, used, desk.clock.now())
+            with sparing("an app is not scaled by its rule", app=app):
+                used = await desk.bus.ask(UsageOf(workload=app))
+                async with desk.store.transaction(PLATFORM) as tx:
+                    await _scale(tx, app, used, desk.clock.now())
         except Unavailable as error:
             log.info("an app is not scaled now", app=app, error=error.message)
 
