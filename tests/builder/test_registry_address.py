@@ -25,6 +25,8 @@ Answer = Callable[[str], Awaitable[list[str]]]
 @pytest.fixture(autouse=True)
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
     def lookup(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        # As the real one does: it fails with a label that is too long, or empty.
+        host.encode("idna")
         found = NAMES.get(host) or (host if host[0].isdigit() else None)
         if found is None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -98,6 +100,7 @@ async def test_one_that_asks_for_no_token_is_public(answering: Answer, answer: s
         "HTTP://127.0.0.1/",
         r"http:\/\/127.0.0.1/",
         "http://nowhere.example/",
+        "http://../",
         "http://tokens.example@127.0.0.1/",
         "http://[::1]/",
         "gopher://127.0.0.1/",
@@ -117,6 +120,7 @@ async def test_one_that_is_private_or_nowhere_or_leads_elsewhere_is_refused(answ
         "inside.example": "is on a private address",
         "127.0.0.1:5000": "is on a private address",
         "nowhere.example": "is nowhere: the host nowhere.example does not exist",
+        f"{'a' * 64}.example": "is nowhere: a+.example is not a host name",
     }.items():
         with pytest.raises(InvalidInput, match=f"its registry {why}"):
             await require_public(registry)

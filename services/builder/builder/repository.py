@@ -61,6 +61,8 @@ async def resolve(host: str, port: int) -> IpAddress:
         if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
             raise NotFound(f"the host {host} does not exist") from error
         raise Unavailable(f"the host {host} could not be looked up: {error.strerror}") from error
+    except UnicodeError as error:
+        raise NotFound(f"{host[:100]} is not a host name") from error
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     return min(addresses, key=lambda address: (is_public(address), address.version))
 
