@@ -190,6 +190,19 @@ async def test_a_job_is_cancelled_before_it_has_a_node_and_after(scheduler: Stag
     await eventually(is_told, what="the word of it")
 
 
+async def test_a_job_that_is_cancelled_before_it_is_heard_of_ends_all_the_same(scheduler: Stage) -> None:
+    await scheduler.joins("n1")
+    wanted = job(scheduler)
+    cancelled = JobCancelled(job=wanted.id, workload=wanted.spec.id, organization=wanted.spec.organization)
+    await scheduler.harness.publish(cancelled, JobRequested(job=wanted))
+    assert (await told(scheduler, "n1", wanted)).job.id == wanted.id
+
+    async def is_told() -> bool:
+        return (await told(scheduler, "n1", wanted)).cancelled
+
+    await eventually(is_told, what="the word of its end")
+
+
 async def test_jobs_that_find_no_room_keep_nobody_waiting_who_does(
     scheduler: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

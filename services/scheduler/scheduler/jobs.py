@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from contracts.errors import NotYet
 from contracts.events import JobBlocked, JobCancelled, JobEnded, JobFinished, JobPlaced, JobRequested
 from contracts.ids import new_id
 from contracts.jobs import Job, NodeJob
@@ -144,7 +145,10 @@ class Jobs:
 
     async def cancelled(self, event: JobCancelled, tx: Tx) -> None:
         row = await tx.get(JobRow, event.job, lock=True)
-        if row is None or row.state == "ended":
+        if row is None:
+            # Nobody says it again; the request, which may be later, is said until it is heard.
+            raise NotYet(f"{event.job} is cancelled, and was not heard of yet", after=5)
+        if row.state == "ended":
             return
         if row.state == "waiting":
             await self._end(tx, row, outcome="cancelled", words="it was cancelled before it began")
