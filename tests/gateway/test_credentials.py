@@ -1,9 +1,11 @@
 """Private repositories and registries: what is kept, what is shown, and what the builder alone is told."""
 
+import base64
 from typing import Any
 
 import pytest
 from contracts import credentials
+from contracts.errors import InvalidInput
 from contracts.events import DeploymentRequested
 from contracts.queries import CredentialsOf
 from cryptography.hazmat.primitives import serialization
@@ -153,6 +155,23 @@ def test_a_key_is_read_without_proving_its_numbers() -> None:
     key = numbers.private_key(unsafe_skip_rsa_key_validation=True)
     kept = deploy_keys.brought(pem(key, serialization.PrivateFormat.OpenSSH))
     assert deploy_keys.public_key(kept, "shop").startswith("ssh-rsa ")
+
+
+def test_a_key_whose_numbers_do_not_fit_each_other_is_refused() -> None:
+    # As ASN.1 has them: n, e, d, p, q, d mod p-1, d mod q-1, 1/q mod p; long enough to be taken for a key.
+    for odd in ((1 << 1023) + 1, 1):
+        numbers = (0, (1 << 2047) + 1, 65537, (1 << 2046) + 1, odd, (1 << 1022) + 1, 3, 3, 3)
+        body = b"".join(asn1(2, n.to_bytes(n.bit_length() // 8 + 1, "big")) for n in numbers)
+        text = base64.b64encode(asn1(0x30, body)).decode()
+        key = f"-----BEGIN RSA PRIVATE KEY-----\n{text}\n-----END RSA PRIVATE KEY-----\n"
+        with pytest.raises(InvalidInput, match="that is no private key for SSH"):
+            deploy_keys.brought(key)
+
+
+def asn1(tag: int, content: bytes) -> bytes:
+    count = len(content)
+    size = count.to_bytes((count.bit_length() + 7) // 8, "big")
+    return bytes([tag, *([0x80 | len(size)] if count > 127 else []), *size]) + content
 
 
 async def test_a_key_that_is_too_long_is_refused(here: World, customer: Customer) -> None:

@@ -38,15 +38,25 @@ def brought(text: str) -> str:
             raise InvalidInput(
                 "the private key has a passphrase, which a build cannot enter; send one without"
             ) from None
-        raise InvalidInput(
-            "that is no private key for SSH; send the whole file, from -----BEGIN to END-----, or leave it "
-            "out and the platform makes one"
-        ) from None
+        raise _no_key() from None
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _SHORTEST_RSA:
         raise InvalidInput(f"the RSA key has less than {_SHORTEST_RSA} bits; use ed25519")
     if not isinstance(key, rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
         raise InvalidInput("the private key is of a kind SSH servers refuse; use ed25519")
-    return _openssh(key)
+    try:
+        kept = _openssh(key)
+        # Numbers that do not even fit each other are noticed by who reads them in this form.
+        public_key(kept, "")
+    except ValueError:
+        raise _no_key() from None
+    return kept
+
+
+def _no_key() -> InvalidInput:
+    return InvalidInput(
+        "that is no private key for SSH; send the whole file, from -----BEGIN to END-----, or leave it out "
+        "and the platform makes one"
+    )
 
 
 def public_key(private_key: str, comment: str) -> str:
