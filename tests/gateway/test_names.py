@@ -1,6 +1,7 @@
 """Names of hosts that answer late, or never, keep nobody waiting but those who asked for them."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -47,6 +48,21 @@ async def test_nobody_has_all_of_the_look_ups(resolver: Resolver) -> None:
     resolver.answers.set()
     await asyncio.sleep(0.1)
     assert await names.addresses("org_1", "git.example.org", 22) == ["192.0.2.22"]
+    names.end()
+
+
+async def test_who_asks_for_many_at_once_waits_for_his_turn() -> None:
+    def resolve(host: str, port: int) -> list[str]:
+        time.sleep(0.02)
+        if port == 23:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [f"192.0.2.{port}"]
+
+    names = Names(resolve)
+    asked = [names.addresses("org_1", "git.example.org", 22 + number % 3) for number in range(12)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [one for one in found if isinstance(one, list)] == [["192.0.2.22"], ["192.0.2.24"]] * 4
+    assert [type(one) for one in found if not isinstance(one, list)] == [socket.gaierror] * 4
     names.end()
 
 
