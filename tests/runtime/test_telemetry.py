@@ -129,3 +129,38 @@ async def test_an_invented_method_leaves_nothing_behind() -> None:
         assert kept == {"GET", "other"}
     finally:
         telemetry.close()
+
+
+FAILING = """
+import asyncio
+from types import SimpleNamespace
+from runtime.host import Host
+from runtime.service import Loop, Service
+from runtime.telemetry import Telemetry, configure_logging
+
+configure_logging("info")
+tries = asyncio.Queue()
+
+async def work():
+    tries.put_nowait(None)
+    raise ValueError("whatever it is")
+
+async def main():
+    host = Host(SimpleNamespace(telemetry=Telemetry()), Service(name="billing"))
+    host._supervise(Loop("charge", work, every=1.0))
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await tries.get()
+    print("tried again")
+
+asyncio.run(main())
+"""
+
+
+def test_a_log_that_cannot_be_written_ends_no_loop() -> None:
+    """It may be a file on a disk that is full: what fails because of that is tried again when it is not."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", FAILING], stdout=subprocess.PIPE, stderr=full, check=False, text=True
+        )
+    assert done.stdout == "tried again\n"

@@ -1,6 +1,7 @@
 """Logs, traces and metrics of a process. A trace runs through HTTP, outbox, NATS, handler and agent:
 its context travels as a W3C `traceparent` in the outbox row and in the message's headers."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -116,12 +117,15 @@ class Recent:
         self._lines: deque[tuple[int, str]] = deque(maxlen=_RECENT)
 
     def write(self, text: str) -> None:
-        sys.stderr.write(text)
+        # It may be a file on a disk that is full: who says what went wrong must not go wrong by it.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
         if text != "\n":
             self._lines.append((time.time_ns(), text))
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
     def after(self, at: int) -> list[tuple[int, str]]:
         return [line for line in tuple(self._lines) if line[0] > at]
