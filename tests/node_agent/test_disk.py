@@ -72,3 +72,13 @@ def test_what_the_engine_cannot_measure_is_too_much() -> None:
             inspect_container=lambda _: elsewhere,
         )
         assert written(client, "c", PLENTY) == counted
+
+
+@pytest.mark.parametrize("driver", [{}, {"GraphDriver": None}, {"GraphDriver": {"Name": "overlayfs"}}])
+def test_an_engine_that_names_no_driver_is_asked(driver: dict[str, Any]) -> None:
+    """Docker 29 with images in containerd, which is what it comes with."""
+    client = SimpleNamespace(
+        containers=lambda **_: [{"Id": "c", "SizeRw": 5}],
+        inspect_container=lambda _: {"Id": "c", "Mounts": [], **driver},
+    )
+    assert written(client, "c", PLENTY) == 5

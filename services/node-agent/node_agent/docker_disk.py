@@ -32,7 +32,8 @@ def written(client: Any, container: str, most: int) -> int:
 
 
 def _layer(client: Any, container: dict[str, Any], most: int) -> int:
-    folder = (container["GraphDriver"].get("Data") or {}).get("UpperDir")
+    # An engine whose images are containerd's names no driver, or has nothing to say of it.
+    folder = ((container.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
     if folder is not None and _seen(folder):
         return held(folder, most)
     found = client.containers(all=True, size=True, filters={"id": container["Id"]})
