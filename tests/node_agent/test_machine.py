@@ -89,9 +89,19 @@ def test_without_ip6tables_it_goes_on_and_says_so_once(
         rules.reassert([])
     assert [entry["event"] for entry in said] == ["no packet rules for IPv6"]
     assert "ip6tables-save is missing" in said[0]["why"]
-    # What it can read it has to write.
+    # Some have nothing to save, and no error, where the kernel has no such table.
     (tmp_path / "ip6tables-save").symlink_to("/bin/true")
     (tmp_path / "ip6tables-restore").symlink_to("/bin/false")
+    program = tmp_path / "ip6tables"
+    program.write_text('#!/bin/sh\necho "can\'t initialize ip6tables table" >&2\nexit 3\n')
+    program.chmod(0o755)
+    rules = firewall()
+    with structlog.testing.capture_logs() as said:
+        rules.reassert([])
+    assert "can't initialize ip6tables table" in said[0]["why"]
+    # Where it has one, there have to be rules.
+    program.unlink()
+    program.symlink_to("/bin/true")
     with pytest.raises(Unavailable, match="ip6tables-restore failed"):
         rules.reassert([])
 

@@ -52,7 +52,16 @@ class Firewall:
             saved = _run(["ip6tables-save"])
         except BerthError as error:
             return error.message
-        _run(["ip6tables-restore", *_RESTORING], render_ipv6(self._policy, saved))
+        try:
+            _run(["ip6tables-restore", *_RESTORING], render_ipv6(self._policy, saved))
+        except BerthError:
+            # Where the kernel has no such table, or has it for `nft` alone, there is nothing to save, and no
+            # error in that.
+            try:
+                _run(["ip6tables", "--wait", "10", "-S", "INPUT"])
+            except BerthError as error:
+                return error.message
+            raise
         return None
 
     def resolvers(self) -> tuple[IPv4Address, ...]:
