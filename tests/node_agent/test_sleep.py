@@ -1,6 +1,8 @@
 """An app that nobody asks for sleeps; the first request waits until it is awake, and is answered."""
 
 import asyncio
+import errno
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -114,6 +116,30 @@ async def test_an_open_connection_is_traffic(world: World) -> None:
     assert (await slow)[0] == 200
     world.engine.answer_seconds = 0
     await asleep(world, app)
+
+
+async def test_an_agent_starts_on_a_disk_that_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the one who finds whoever has filled it."""
+    app, _ = await world.live(sleep_seconds=AFTER)
+    await asleep(world, app)
+    await world.stop()
+    # A start on a full disk before this one may have left it like that.
+    (world.harness.settings.state / "nodes" / "local" / "waker").write_text("")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        for write in ("pathlib.Path.write_text", "node_agent.shelf.write_durably"):
+            patched.setattr(write, full)
+        await world.start()
+    await world.stop()
+    await world.start()
+
+    async def woken() -> bool:
+        return (await world.get("hello.localhost"))[0] == 200
+
+    await eventually(woken, what="the app")
 
 
 async def test_one_that_was_stopped_meanwhile_is_not_woken(world: World) -> None:

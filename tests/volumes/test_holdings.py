@@ -1,5 +1,6 @@
 """What a node holds of copies, whatever becomes of its disk."""
 
+import errno
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -92,6 +93,23 @@ def test_a_difference_to_what_is_gone_is_nothing(holdings: Holdings) -> None:
     with pytest.raises(ProviderFailed, match="is gone; it begins again"):
         holdings.apply(APP)
     assert taken(holdings, {0: b"one", 5: b"three"}).digest == whole(holdings)
+
+
+def test_an_agent_starts_though_there_is_no_room_for_a_copy(
+    holdings: Holdings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken(holdings, {0: b"one"})
+    draft, manifest = begun(holdings, {0: b"one", 5: b"two"})
+    draft.commit(manifest)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "write", full)
+        holdings.open()
+    assert holdings.finish(APP) == manifest
+    assert whole(holdings) == manifest.digest
 
 
 def test_a_copy_that_grows_is_a_copy_all_the_time(holdings: Holdings) -> None:

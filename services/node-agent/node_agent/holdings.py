@@ -198,6 +198,9 @@ class Holdings:
                     self.finish(draft.name)
                 except ProviderFailed as error:
                     log.error("a draft is of no use", workload=draft.name, why=error.message)
+                except OSError as error:
+                    # The disk may be full. It is tried again when the copy is asked for.
+                    log.error("a draft is not put in its place", workload=draft.name, why=str(error))
 
     @contextmanager
     def alone(self, workload: str) -> Iterator[None]:

@@ -57,7 +57,11 @@ class Node:
         self._jobs.resume()
         for workload in site.desired.workloads():
             if not site.desired[workload].gone:
-                await site.sleep.say_again(site.desired[workload].desired)
+                try:
+                    await site.sleep.say_again(site.desired[workload].desired)
+                except OSError as error:
+                    # Whoever is over his plan is found, and the full disk emptied, by an agent that runs.
+                    log.warning("it is not said that an app sleeps", workload=workload, error=str(error))
                 self._keeper(workload)
 
     async def _withdraw_stale(self) -> None:

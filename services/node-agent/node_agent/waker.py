@@ -86,7 +86,11 @@ class Waker:
         chosen = self._server.sockets[0].getsockname()[1]
         self.address = f"{HOST}:{chosen}"
         if chosen != port:
-            self._file.write_text(str(chosen))
+            try:
+                self._file.write_text(str(chosen))
+            except OSError as error:
+                # The next start takes another port, and the routes of what sleeps are written again.
+                log.warning("the waker's port is not kept", port=chosen, error=str(error))
 
     async def _listen(self, port: int) -> asyncio.Server:
         return await asyncio.start_server(self._accepted, HOST, port, limit=LARGEST_HEAD, backlog=MOST)
