@@ -313,6 +313,16 @@ def test_an_output_is_lines_and_its_tail_is_bounded() -> None:
     assert all(line.sequence <= 5_000 for lines in output.unsaid() for line in lines)
 
 
+def test_what_is_told_at_a_time_fits_into_a_message() -> None:
+    """Of what is no text each byte takes six."""
+    output = Output(lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    output.add("stdout", (b"\x01" * 2000 + b"\n") * 300)
+    told = list(output.unsaid())
+    assert [line.sequence for lines in told for line in lines] == list(range(1, 301))
+    job = new_id("job")
+    assert all(len(JobOutput(node=NODE, job=job, lines=some).model_dump_json()) < 500_000 for some in told)
+
+
 def test_an_ending_is_told_in_words() -> None:
     assert words(137, out_of_memory=True, memory_mb=256) == "killed: out of memory (256 MB)"
     assert words(127) == "exit code 127: command not found"

@@ -39,9 +39,13 @@ class Output:
         return tuple(line for line in self.tail if line.sequence <= OUTPUT_LINES)
 
     def unsaid(self) -> Iterator[tuple[JobLine, ...]]:
-        """Each line once, a few at a time."""
+        """Each line once, as many at a time as a message surely holds."""
         while self._unsaid:
-            yield tuple(self._unsaid.popleft() for _ in range(min(_AT_ONCE, len(self._unsaid))))
+            size, lines = 0, list[JobLine]()
+            while self._unsaid and len(lines) < _AT_ONCE and size < _TAIL_BYTES:
+                lines.append(self._unsaid.popleft())
+                size += len(lines[-1].text)
+            yield tuple(lines)
 
     def add(self, stream: Stream, data: bytes) -> None:
         *whole, rest = (self._parts.pop(stream, b"") + data).split(b"\n")
