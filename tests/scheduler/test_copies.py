@@ -17,8 +17,10 @@ from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
 from contracts.reports import CopiesHeld, CopyState, VolumeUse
 from contracts.workload import NodeWorkload, Volume, WorkloadSpec
+from runtime.service import Loop
 from runtime.store import PLATFORM
 from scheduler import copies
+from scheduler.departures import Departures
 from scheduler.facts import facts_of
 from scheduler.held import Held
 from scheduler.moves import Moves
@@ -380,10 +382,14 @@ async def transfers(stage: Stage) -> list[tuple[str, str]]:
     return [tuple(row) for row in await stage.runtime.store.read("select workload, why from transfer")]
 
 
+def loop(stage: Stage, name: str) -> Loop:
+    [found] = [one for one in stage.harness.hosts["scheduler"].service.loops if one.name == name]
+    return found
+
+
 async def look_after(stage: Stage) -> None:
     """One look at the data of workloads, from its begin to its end."""
-    [copies] = [one for one in stage.harness.hosts["scheduler"].service.loops if one.name == "copies"]
-    await copies.work()
+    await loop(stage, "copies").work()
 
 
 async def test_a_copy_of_volumes_that_are_taken_away_is_not_waited_for(scheduler: Stage) -> None:
@@ -606,3 +612,17 @@ async def test_the_data_of_an_app_that_is_stopped_moves_with_its_room(scheduler:
 
     await eventually(empty, what="the room at its old home")
     assert (await scheduler.node("n2")).allocated.disk_mb == 512
+
+
+async def test_two_instances_of_a_slot_that_end_together_give_its_room_back_once(scheduler: Stage) -> None:
+    app, other = spec(), spec()
+    await scheduler.joins("n1")
+    await scheduler.harness.publish(AppChanged(spec=app), AppChanged(spec=other))
+    await scheduler.told("n1", other, slots=1)
+    off = newer(app, state="stopped")
+    await scheduler.harness.publish(AppChanged(spec=off))
+    await scheduler.told("n1", off, slots=0)
+    async with scheduler.runtime.store.transaction(PLATFORM) as tx:
+        await Departures(lambda: None).stopped([stopped(app), stopped(app)], tx)
+    has = (await scheduler.node()).allocated
+    assert (has.cpu_millis, has.memory_mb, has.disk_mb) == (100, 128, 256), "of the other one"

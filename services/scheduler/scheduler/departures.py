@@ -135,6 +135,8 @@ class Departures:
         if not gone:
             return
         connection = await tx.connection()
+        # Two instances of a slot may end together, as when an app is deleted during a rollout.
+        gone = list(dict.fromkeys(gone))
         # Most stopped instances left no slot: nothing is locked for them.
         leaving = await self._leaving(connection, gone)
         if not leaving:
