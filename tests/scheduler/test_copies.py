@@ -1,6 +1,8 @@
 """Data of workloads, as the scheduler has it copied, moved and gone on with: the nodes are played."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from contracts.copies import CopyOrder
@@ -17,13 +19,16 @@ from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
 from contracts.reports import CopiesHeld, CopyState, VolumeUse
 from contracts.workload import NodeWorkload, Volume, WorkloadSpec
+from psycopg import AsyncConnection
 from runtime.service import Loop
 from runtime.store import PLATFORM
 from scheduler import copies
 from scheduler.departures import Departures
 from scheduler.facts import facts_of
+from scheduler.fleet import Node
 from scheduler.held import Held
 from scheduler.moves import Moves
+from scheduler.roster import Roster
 
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
@@ -612,6 +617,33 @@ async def test_the_data_of_an_app_that_is_stopped_moves_with_its_room(scheduler:
 
     await eventually(empty, what="the room at its old home")
     assert (await scheduler.node("n2")).allocated.disk_mb == 512
+
+
+async def test_what_starts_again_while_its_last_instance_ends_takes_its_whole_room(
+    scheduler: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = await runs_on_n1(scheduler)
+    off = newer(app, state="stopped")
+    await scheduler.harness.publish(AppChanged(spec=off))
+    await scheduler.told("n1", off, slots=0)
+    lock = Roster.lock
+
+    async def late(
+        roster: Roster, connection: AsyncConnection[Any], names: Iterable[str]
+    ) -> dict[str, Node | None]:
+        """Between its plan and the lock of its node."""
+        monkeypatch.setattr(Roster, "lock", lock)
+        async with scheduler.runtime.store.transaction(PLATFORM) as tx:
+            await Departures(lambda: None).stopped([stopped(app)], tx)
+        return await lock(roster, connection, names)
+
+    monkeypatch.setattr(Roster, "lock", late)
+    on = newer(off, state="running")
+    await scheduler.harness.publish(AppChanged(spec=on))
+    await scheduler.told("n1", on, slots=1)
+    assert Roster.lock is lock
+    has = (await scheduler.node()).allocated
+    assert (has.cpu_millis, has.memory_mb, has.disk_mb) == (100, 128, 256 + 512)
 
 
 async def test_two_instances_of_a_slot_that_end_together_give_its_room_back_once(scheduler: Stage) -> None:

@@ -228,21 +228,23 @@ def test_what_fits_is_placed_and_only_the_rest_waits() -> None:
 def test_a_plan_is_refused_when_its_node_has_changed(found: Node, holds: bool) -> None:
     plan = make_plan(demand(WEB), [], Fleet([node()]))
     before = found.reserved
-    assert recheck(plan, {"n1": found}, set()) is holds
+    assert recheck(plan, {"n1": found}, {}) is holds
     assert found.reserved == (SMALL if holds else before)
 
 
 def test_a_plan_is_refused_when_the_slot_to_come_back_has_left() -> None:
     plan = make_plan(demand(WEB), [Placed(WEB, "n1", SMALL, leaving=True)], Fleet([node(reserved=SMALL)]))
-    assert recheck(plan, {"n1": node(reserved=SMALL)}, {(WEB, "n1")})
-    assert not recheck(plan, {"n1": node()}, set())
+    assert recheck(plan, {"n1": node(reserved=SMALL)}, {(WEB, "n1"): SMALL})
+    assert not recheck(plan, {"n1": node()}, {})
+    data = Room(0, 0, 200)
+    assert not recheck(plan, {"n1": node(reserved=data)}, {(WEB, "n1"): data}), "but for its data"
 
 
 def test_a_refused_plan_takes_nothing_from_the_nodes_that_had_room() -> None:
     fleet = Fleet([node("n1", capacity=Room(100, 128, 256)), node("n2", capacity=Room(100, 128, 256))])
     plan = make_plan(demand(WEB, WEB2), [], fleet)
     fresh = {"n1": node("n1"), "n2": node("n2", online=False)}
-    assert not recheck(plan, fresh, set())
+    assert not recheck(plan, fresh, {})
     assert fresh["n1"].reserved == NOTHING
 
 

@@ -199,7 +199,7 @@ class Platform(RuleBasedStateMachine):
         self.is_the_same_for_everybody(plan, placed)
         self.is_complete(plan)
         self.says_why(plan, placed)
-        there = {(p.slot, p.node) for p in placed}
+        there = {(p.slot, p.node): p.room for p in placed}
         assert recheck(plan, self.nodes, there), "a plan holds on the nodes it was made for"
         assert recheck(plan, {}, there, self.nodes.keys()), "and where nobody has changed them since"
         for name, node in self.nodes.items():

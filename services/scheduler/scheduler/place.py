@@ -232,13 +232,11 @@ class Placing:
             still = await _placed(connection, returning) if returning else {}
             known = touched - changed.keys()
             nodes = {name: node for name, node in changed.items() if node is not None}
-            good = [
-                plan
-                for plan in plans
-                if recheck(
-                    plan, nodes, {(p.slot, p.node) for p in still.get(plan.demand.workload, ())}, known
-                )
-            ]
+            there = {
+                workload: {(here.slot, here.node): here.room for here in placed}
+                for workload, placed in still.items()
+            }
+            good = [p for p in plans if recheck(p, nodes, there.get(p.demand.workload, {}), known)]
         if len(good) < len(plans) or self._roster.fleet is not fleet:
             # Nobody counts as blocked for room that was taken in vain: by a stale plan, or by a batch before
             # that was not written after all.

@@ -198,16 +198,20 @@ class _Draft:
 
 
 def recheck(
-    plan: Plan, nodes: Mapping[str, Node], there: Set[tuple[SlotKey, str]], known: Set[str] = frozenset()
+    plan: Plan,
+    nodes: Mapping[str, Node],
+    there: Mapping[tuple[SlotKey, str], Room],
+    known: Set[str] = frozenset(),
 ) -> bool:
     """Whether the plan still holds on these nodes; if so, what it takes is taken from them.
 
-    `there`: the slots of the workload that have something reserved, and where.
+    `there`: the slots of the workload that have something reserved, where, and how much.
     `known`: nodes that are exactly as they were when the plan was made.
     """
     done: list[Put] = []
     for put in plan.puts:
-        if put.was is not NOTHING and (put.slot, put.node) not in there:
+        # What has left meanwhile may have kept a part of it, for its data.
+        if put.was is not NOTHING and there.get((put.slot, put.node)) != put.was:
             pass
         elif put.node in known:
             continue
