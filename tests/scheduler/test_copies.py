@@ -619,6 +619,24 @@ async def test_the_data_of_an_app_that_is_stopped_moves_with_its_room(scheduler:
     assert (await scheduler.node("n2")).allocated.disk_mb == 512
 
 
+async def is_stopped(stage: Stage, app: WorkloadSpec) -> WorkloadSpec:
+    """It runs no more, and its data is where it was."""
+    off = newer(app, state="stopped")
+    await stage.harness.publish(AppChanged(spec=off))
+    await stage.told("n1", off, slots=0)
+    await stage.harness.publish(stopped(app))
+
+    async def only_data() -> bool:
+        return bool(
+            await stage.runtime.store.read(
+                "select 1 from placement where workload = %s and memory_mb = 0", (app.id,)
+            )
+        )
+
+    await eventually(only_data, what="the end of its instance")
+    return off
+
+
 async def test_what_starts_again_while_its_last_instance_ends_takes_its_whole_room(
     scheduler: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,3 +676,20 @@ async def test_two_instances_of_a_slot_that_end_together_give_its_room_back_once
         await Departures(lambda: None).stopped([stopped(app), stopped(app)], tx)
     has = (await scheduler.node()).allocated
     assert (has.cpu_millis, has.memory_mb, has.disk_mb) == (100, 128, 256), "of the other one"
+
+
+async def test_the_room_of_data_comes_back_when_its_app_is_deleted_while_it_is_stopped(
+    scheduler: Stage,
+) -> None:
+    off = await is_stopped(scheduler, await runs_on_n1(scheduler, grace_seconds=60))
+    gone = newer(off, state="deleted")
+    await scheduler.harness.publish(AppDeleted(spec=gone))
+    await scheduler.told("n1", gone, slots=0)
+    # Its node has said that it runs nothing of it, and its grace is not over yet.
+    for seconds in (70, 70):
+        scheduler.harness.clock.advance(seconds)
+        await alive(scheduler, "n1")
+        await loop(scheduler, "forget").work()
+    assert (await scheduler.node()).allocated.disk_mb == 0
+    await loop(scheduler, "forget").work()
+    assert await scheduler.desired("n1", gone.id) is None, "and only then it is forgotten"

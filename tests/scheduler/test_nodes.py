@@ -252,6 +252,10 @@ async def test_a_key_is_deleted_only_after_the_node_reports_nothing_of_a_deleted
     assert await scheduler.desired("n1", deleted.id) is not None
     await scheduler.report(heartbeat(sequence=3))
     await forget()
+    assert await scheduler.desired("n1", deleted.id) is not None, "its place is not given back yet"
+    scheduler.harness.clock.advance(deleted.grace_seconds)
+    await scheduler.report(heartbeat(sequence=4))
+    await forget()
     assert await scheduler.desired("n1", deleted.id) is None
     assert await scheduler.desired("n1", halted.id) is not None
     async with scheduler.runtime.store.transaction(PLATFORM) as tx:

@@ -78,6 +78,8 @@ returning node
 _FORGETTABLE = """
 select told.node, told.workload, told.revision from projection told join workload w on w.id = told.workload
 where told.slots = 0 and told.vacant and told.written = told.revision and w.in_force ->> 'state' = 'deleted'
+    -- What was told says since when a place is to be left: until its room is given back, that is needed.
+    and not exists (select from placement p where p.workload = told.workload and p.node = told.node)
 limit %s
 """
 
