@@ -18,6 +18,7 @@ from sqlalchemy import text
 from tests.harness import eventually
 from tests.scheduler.conftest import Stage
 from tests.scheduler.samples import SMALL, heartbeat, spec
+from tests.scheduler.test_nodes import nodes_of, pass_time
 
 
 def job(stage: Stage, of: WorkloadSpec | None = None, **changes: Any) -> Job:
@@ -248,3 +249,28 @@ async def test_a_node_is_not_removed_under_its_jobs_by_mistake(scheduler: Stage)
     await told(scheduler, "n1", wanted)
     with pytest.raises(Conflict, match="1 jobs are at work on n1"):
         await scheduler.bus.ask(NodeRemoved(node="n1"))
+
+
+async def test_a_machine_under_the_name_of_a_removed_one_has_nothing_to_do_with_its_jobs(
+    scheduler: Stage,
+) -> None:
+    await scheduler.joins("n1")
+    later = scheduler.harness.clock.now() + timedelta(hours=1)
+    wanted, other = job(scheduler, start_before=later), job(scheduler, start_before=later)
+    await scheduler.harness.publish(JobRequested(job=wanted))
+    await told(scheduler, "n1", wanted)
+    await pass_time(scheduler, nodes_of(scheduler), 200)
+    await scheduler.bus.ask(NodeRemoved(node="n1", force=True))
+    await scheduler.report(heartbeat("n1", boot="another", at=scheduler.harness.clock.now()))
+    await scheduler.harness.publish(JobRequested(job=other))
+    await told(scheduler, "n1", other)
+    end = await ended(scheduler, wanted)
+    assert (end.outcome, end.words) == ("lost", "its node n1 was taken out")
+    await scheduler.harness.publish(finished(wanted))
+    await scheduler.harness.settle()
+    assert (await scheduler.node()).allocated.memory_mb == other.spec.limits.memory_mb
+
+    async def gone() -> bool:
+        return await scheduler.bus.bucket("jobs").get(f"n1.{wanted.id}") is None
+
+    await eventually(gone, what="the end of its key")

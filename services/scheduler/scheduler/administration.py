@@ -4,7 +4,7 @@ Invariant: a decision holds from its commit on, for every scheduler: it stands i
 locked wherever something is promised of it. Answers queries of the gateway.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from contracts import events
 from contracts.errors import Conflict, NotFound, Unavailable
@@ -42,11 +42,20 @@ _OFFER = text(
 
 
 class Administration:
-    def __init__(self, runtime: Runtime, door: Door, peers: Peers, place: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        door: Door,
+        peers: Peers,
+        place: Callable[[], None],
+        lose: Callable[[Tx, Sequence[JobRow]], Awaitable[None]],
+    ) -> None:
+        """`lose`: jobs under lock, whose node is gone."""
         self._runtime = runtime
         self._door = door
         self._peers = peers
         self._place = place
+        self._lose = lose
 
     async def change(self, order: NodeChanged) -> NodeInfo:
         async with self._runtime.store.transaction(PLATFORM) as tx:
@@ -76,6 +85,7 @@ class Administration:
     async def remove(self, order: NodeRemoved) -> Removed:
         node = order.node
         async with self._runtime.store.transaction(PLATFORM) as tx:
+            jobs = await _locked_jobs(tx, node)
             placed = await _locked_workloads(tx, node)
             key = await tx.get(NodeKeyRow, node, lock=True)
             row = await tx.get(NodeRow, node, lock=True)
@@ -87,7 +97,6 @@ class Administration:
                 )
             )
             coming = await tx.scalars(select(TransferRow.workload).where(TransferRow.target == node))
-            jobs = await tx.scalars(select(JobRow.id).where(JobRow.node == node, JobRow.state == "placed"))
             obstacles = (
                 (
                     {"workloads": len(placed)},
@@ -119,11 +128,15 @@ class Administration:
                     "of the installation's settings, then remove it",
                     node=node,
                 )
-            if await tx.scalars(_placed_on(node).where(PlacementRow.workload.not_in(placed))):
+            begun = await tx.scalars(_jobs_on(node).where(JobRow.id.not_in([job.id for job in jobs])))
+            given = await tx.scalars(_placed_on(node).where(PlacementRow.workload.not_in(placed)))
+            if begun or given:
                 raise Unavailable(f"{node} was given work this very moment; try again")
             now = self._runtime.clock.now()
             if key is not None:
                 key.removed_at = now
+            # A machine that joins under its name has no room of theirs, and does not begin them again.
+            await self._lose(tx, jobs)
             await tx.execute(delete(PlacementRow).where(PlacementRow.node == node))
             told = await tx.scalars(select(ProjectionRow.workload).where(ProjectionRow.node == node))
             await tx.execute(delete(ProjectionRow).where(ProjectionRow.node == node))
@@ -167,6 +180,15 @@ class Administration:
         except (Conflict, Unavailable) as error:
             # A machine that joins under its name is told by the survey that it has nothing to run.
             self._runtime.log.warning("words to a removed node are left", node=node, error=error.message)
+
+
+async def _locked_jobs(tx: Tx, node: str) -> list[JobRow]:
+    """Jobs are locked before their workloads."""
+    return await tx.scalars(_jobs_on(node).order_by(JobRow.id).with_for_update())
+
+
+def _jobs_on(node: str) -> Select[JobRow]:
+    return select(JobRow).where(JobRow.node == node, JobRow.state == "placed")
 
 
 async def _locked_workloads(tx: Tx, node: str) -> list[str]:

@@ -83,7 +83,7 @@ def create(runtime: Runtime) -> Service:
         await moves.started(facts, tx)
 
     door, joining, peers = Door(runtime), Joining(runtime), Peers(runtime)
-    administration = Administration(runtime, door, peers, place.nudge)
+    administration = Administration(runtime, door, peers, place.nudge, jobs.lose)
     return Service(
         name="scheduler",
         handles={

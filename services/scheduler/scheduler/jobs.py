@@ -6,7 +6,7 @@ in this order: the job, its workload, the node, its projections. Called by `app`
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -173,6 +173,11 @@ class Jobs:
             tail=event.tail,
             lines=event.lines,
         )
+
+    async def lose(self, tx: Tx, rows: Sequence[JobRow]) -> None:
+        """Under lock: their node is taken out."""
+        for row in rows:
+            await self._end(tx, row, outcome="lost", words=f"its node {row.node} was taken out")
 
     # --- the loop ----------------------------------------------------------------------------------
 
