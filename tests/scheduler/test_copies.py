@@ -18,7 +18,7 @@ from contracts.events import (
 from contracts.ids import new_id
 from contracts.queries import CopiesOf, NodeChanged, NodeOf, NodeRemoved
 from contracts.reports import CopiesHeld, CopyState, VolumeUse
-from contracts.workload import NodeWorkload, Volume, WorkloadSpec
+from contracts.workload import NodeWorkload, Process, Volume, WorkloadSpec
 from psycopg import AsyncConnection
 from runtime.service import Loop
 from runtime.store import PLATFORM
@@ -693,3 +693,18 @@ async def test_the_room_of_data_comes_back_when_its_app_is_deleted_while_it_is_s
     assert (await scheduler.node()).allocated.disk_mb == 0
     await loop(scheduler, "forget").work()
     assert await scheduler.desired("n1", gone.id) is None, "and only then it is forgotten"
+
+
+async def test_what_starts_by_another_process_takes_the_room_of_its_data(scheduler: Stage) -> None:
+    large = (Volume(id=new_id("vol"), name="data", path="/data", size_mb=90_000),)
+    app = spec(volumes=large)
+    await scheduler.joins("n1")
+    await scheduler.harness.publish(AppChanged(spec=app))
+    await scheduler.told("n1", app, slots=1)
+    off = await is_stopped(scheduler, app)
+    on = newer(off, state="running", processes={"worker": Process(replicas=1)})
+    await scheduler.harness.publish(AppChanged(spec=on))
+    assert str((await scheduler.told("n1", on, slots=1)).slots[0]) == "worker.1"
+    has = (await scheduler.node()).allocated
+    assert (has.memory_mb, has.disk_mb) == (128, 90_256)
+    assert await places(scheduler, app) == [("n1", False)]

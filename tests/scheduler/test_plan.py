@@ -240,6 +240,23 @@ def test_a_plan_is_refused_when_the_slot_to_come_back_has_left() -> None:
     assert not recheck(plan, {"n1": node(reserved=data)}, {(WEB, "n1"): data}), "but for its data"
 
 
+def test_the_room_of_data_is_for_whichever_slot_comes_to_it_first() -> None:
+    web2, worker = ("web", 1), ("worker", 0)
+    room, data = Room(100, 128, 2256), Room(0, 0, 2000)
+    has = node(capacity=Room(1000, 1024, 2500), reserved=data)
+    app = Demand("app", "eu", "running", room, (web2, worker), tied=True, bound="n1")
+    kept = [Placed(WEB, "n1", data, leaving=True)]
+    plan = make_plan(app, kept, Fleet([has]))
+    assert plan.puts == (Put(web2, "n1", room, data, instead=WEB),), "and there is none for another one"
+    assert plan.blocked == {"n1": "disk short by 2012 MB"}
+    assert recheck(plan, {"n1": node(capacity=Room(1000, 1024, 2500), reserved=data)}, {(WEB, "n1"): data})
+    # One that has its own place still comes back to that.
+    kept.append(Placed(worker, "n1", room, leaving=True))
+    app = replace(app, slots=(worker,))
+    back = make_plan(app, kept, Fleet([node(reserved=Room(100, 128, 4096))]))
+    assert back.puts == (Put(worker, "n1", room, room),)
+
+
 def test_a_refused_plan_takes_nothing_from_the_nodes_that_had_room() -> None:
     fleet = Fleet([node("n1", capacity=Room(100, 128, 256)), node("n2", capacity=Room(100, 128, 256))])
     plan = make_plan(demand(WEB, WEB2), [], fleet)

@@ -82,6 +82,12 @@ where p.workload = gone.workload and p.process = gone.process and p.index = gone
     and p.node = gone.node and p.leaving is null
 """
 
+_TAKE_OVER = """
+delete from placement where (workload, process, index, node) in (
+    select * from unnest(%s::text[], %s::text[], %s::bigint[], %s::text[])
+)
+"""
+
 # What grows is taken from what is free, where the table's check watches over it.
 _RESERVE = """
 update node n set
@@ -386,6 +392,9 @@ async def _write_slots(
     ]
     if moved:
         await connection.execute(_RELIEVE, _columns(moved, 4), prepare=True)
+    over = [(workload, *put.instead, put.node) for workload, put in puts if put.instead is not None]
+    if over:
+        await connection.execute(_TAKE_OVER, _columns(over, 4), prepare=True)
     if puts:
         columns = (
             _array([workload for workload, _ in puts]),

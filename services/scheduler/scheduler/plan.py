@@ -27,6 +27,8 @@ class Put:
     stays: bool = False
     # It has lost its node, and may take of what is kept for that.
     failover: bool = False
+    # Another slot, which nobody wants any more: `was` is the room that it has kept for the data.
+    instead: SlotKey | None = None
 
 
 @dataclass(slots=True)
@@ -164,14 +166,27 @@ class _Draft:
 
     def _return(self, slot: SlotKey, *, failover: bool = False) -> bool:
         demand = self.demand
-        for here in self.back:
-            if here.slot != slot:
-                continue
+        for here in [here for here in self.back if here.slot == slot] or self._data():
             node, needs = self.fleet.node(here.node), demand.room.beyond(here.room)
             if node and obstacle(node, demand, needs, failover=failover, homes=self.homes) is None:
-                self._put(slot, node, here.room, failover=failover)
+                instead = None if here.slot == slot else here.slot
+                self._put(slot, node, here.room, failover=failover, instead=instead)
+                if instead is not None:
+                    self.back = [other for other in self.back if other is not here]
                 return True
         return False
+
+    def _data(self) -> list[Placed]:
+        """Its data has room, in the name of a slot there is no more: the first to come takes it over."""
+        demand = self.demand
+        return [
+            here
+            for here in self.back
+            if here.leaving
+            and here.node == demand.bound
+            and here.slot not in demand.slots
+            and here.room._replace(disk_mb=0) == NOTHING
+        ]
 
     def _place(self, slot: SlotKey, *, failover: bool = False) -> bool:
         # Asked again: another slot may have come back smaller, and a slot has one reservation on a node.
@@ -186,10 +201,17 @@ class _Draft:
         return obstacles(self.fleet, self.demand, failover=failover, homes=self.homes)
 
     def _put(
-        self, slot: SlotKey, node: Node, was: Room = NOTHING, *, stays: bool = False, failover: bool = False
+        self,
+        slot: SlotKey,
+        node: Node,
+        was: Room = NOTHING,
+        *,
+        stays: bool = False,
+        failover: bool = False,
+        instead: SlotKey | None = None,
     ) -> None:
         self.fleet.resize(node, was, self.demand.room)
-        self.puts.append(Put(slot, node.name, self.demand.room, was, stays, failover))
+        self.puts.append(Put(slot, node.name, self.demand.room, was, stays, failover, instead))
         self._at(slot, node.name)
 
     def _at(self, slot: SlotKey, node: str) -> None:
@@ -211,7 +233,7 @@ def recheck(
     done: list[Put] = []
     for put in plan.puts:
         # What has left meanwhile may have kept a part of it, for its data.
-        if put.was is not NOTHING and there.get((put.slot, put.node)) != put.was:
+        if put.was is not NOTHING and there.get((put.instead or put.slot, put.node)) != put.was:
             pass
         elif put.node in known:
             continue
