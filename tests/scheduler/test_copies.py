@@ -695,6 +695,48 @@ async def test_the_room_of_data_comes_back_when_its_app_is_deleted_while_it_is_s
     assert await scheduler.desired("n1", gone.id) is None, "and only then it is forgotten"
 
 
+async def refused(stage: Stage, app: WorkloadSpec) -> None:
+    """It cannot be copied while it runs, says its node."""
+    words = "n1: its volumes could not be read within the 20 s they may stand still"
+    told = await order(stage, "n2", app, role="take")
+    await says(stage, "n2", app, told, phase="copying", words=words, refused=True)
+    after, _ = await next_copy(stage, app)
+    assert after is not None
+    assert after - stage.harness.clock.now() > timedelta(minutes=59)
+    await no_orders(stage)
+
+
+async def test_a_node_that_is_to_be_emptied_does_not_wait_until_a_copy_is_tried_again(
+    scheduler: Stage,
+) -> None:
+    app = await runs_on_n1(scheduler, copy_minutes=10)
+    await scheduler.joins("n2")
+    await refused(scheduler, app)
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    await order(scheduler, "n2", app, mode="frozen")
+    assert await transfers(scheduler) == [(app.id, "move")]
+
+
+async def test_what_cannot_be_copied_while_it_runs_is_copied_as_soon_as_it_is_stopped(
+    scheduler: Stage,
+) -> None:
+    app = await runs_on_n1(scheduler)
+    await scheduler.joins("n2")
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    await refused(scheduler, app)
+    # Another release changes nothing.
+    after = await next_copy(scheduler, app)
+    app = newer(app)
+    await scheduler.harness.publish(AppChanged(spec=app))
+    await scheduler.told("n1", app, slots=1)
+    assert await next_copy(scheduler, app) == after
+    await is_stopped(scheduler, app)
+    for mode in ("frozen", "final"):
+        await says(scheduler, "n2", app, await order(scheduler, "n2", app, mode=mode))
+    await no_orders(scheduler)
+    assert (await scheduler.bus.ask(CopiesOf(workload=app.id))).home == "n2"
+
+
 async def test_what_starts_by_another_process_takes_the_room_of_its_data(scheduler: Stage) -> None:
     large = (Volume(id=new_id("vol"), name="data", path="/data", size_mb=90_000),)
     app = spec(volumes=large)

@@ -40,6 +40,15 @@ _OFFER = text(
     """.format(**offered("n"))
 )
 
+# What could not be copied while it ran, or to where it was to go, may well go now.
+_AFRESH = text(
+    """
+    update workload set copy_after = null, copy_failures = 0 where id in (
+        select id from workload where bound = :name and copy_after is not null order by id for no key update
+    )
+    """
+)
+
 
 class Administration:
     def __init__(
@@ -59,6 +68,8 @@ class Administration:
 
     async def change(self, order: NodeChanged) -> NodeInfo:
         async with self._runtime.store.transaction(PLATFORM) as tx:
+            if order.draining:
+                await tx.execute(_AFRESH, {"name": order.node})
             row = await tx.get(NodeRow, order.node, lock=True)
             if row is None:
                 raise _unknown(order.node)

@@ -118,7 +118,8 @@ _SETTLE = """
 update workload w set
     revision = t.revision, in_force = case when t.held then w.in_force else w.spec end, due_at = null,
     failures = 0, blocked = t.blocked, blocked_returned = t.returned, told_generation = w.generation,
-    bound = t.bound, claim = case when t.bound is not null then w.claim end
+    bound = t.bound, claim = case when t.bound is not null then w.claim end,
+    copy_after = case when t.held or w.in_force ->> 'state' = w.spec ->> 'state' then w.copy_after end
 from unnest(%s::text[], %s::bigint[], %s::boolean[], %s::jsonb[], %s::bigint[], %s::text[])
     as t(id, revision, held, blocked, returned, bound)
 where w.id = t.id
