@@ -279,6 +279,22 @@ async def test_what_has_a_copy_goes_on_from_it_when_its_node_is_lost(scheduler: 
     assert (await order(scheduler, "n1", app)).peer == "n2"
 
 
+async def test_a_home_is_proven_by_a_report_where_nobody_could_attend_to_its_event(scheduler: Stage) -> None:
+    app = await copied_to_n2(scheduler)
+    await silence(scheduler, "n1", others=("n2",))
+    await scheduler.told("n2", app, slots=1)
+    async with scheduler.runtime.store.transaction(PLATFORM) as tx:
+        lock = "select 1 from workload where id = %s for no key update"
+        await (await tx.connection()).execute(lock, (app.id,))
+        await scheduler.harness.publish(started(app, "n2"))
+        await scheduler.harness.settle()
+    assert (await told_when(scheduler, "n1", app)).proven == 0
+    scheduler.harness.clock.advance(31)
+    # Its engine could not say what it uses.
+    await alive(scheduler, "n2", app)
+    await told_when(scheduler, "n1", app, proven=1)
+
+
 async def test_without_a_copy_it_waits_for_its_node(scheduler: Stage) -> None:
     app = await runs_on_n1(scheduler)
     await scheduler.joins("n2")

@@ -74,8 +74,10 @@ async def record(connection: AsyncConnection[Any], reports: Sequence[NodeHeartbe
 def _by_workload(report: NodeHeartbeat) -> dict[str, dict[str, list[object]]]:
     used: dict[str, dict[str, list[object]]] = {}
     for instance in report.instances:
+        # Also of one whose use is not known: its workload runs here.
+        known = used.setdefault(instance.workload, {})
         if (usage := instance.usage) is not None:
-            used.setdefault(instance.workload, {})[instance.instance] = [
+            known[instance.instance] = [
                 instance.slot.process,
                 instance.slot.index,
                 usage.cpu_millis,
