@@ -753,6 +753,22 @@ async def test_what_cannot_be_copied_while_it_runs_is_copied_as_soon_as_it_is_st
     assert (await scheduler.bus.ask(CopiesOf(workload=app.id))).home == "n2"
 
 
+async def test_what_is_started_while_it_moves_goes_on_from_its_copy_when_its_node_is_lost(
+    scheduler: Stage,
+) -> None:
+    off = await is_stopped(scheduler, await runs_on_n1(scheduler))
+    await scheduler.joins("n2")
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    await says(scheduler, "n2", off, await order(scheduler, "n2", off, mode="frozen"))
+    await order(scheduler, "n2", off, mode="final")
+    await silence(scheduler, "n1", others=("n2",))
+    await scheduler.harness.settle()
+    assert (await scheduler.bus.ask(CopiesOf(workload=off.id))).home == "n1", "nobody waits for it"
+    on = newer(off, state="running")
+    await scheduler.harness.publish(AppChanged(spec=on))
+    assert (await scheduler.told("n2", on, slots=1)).home == 1
+
+
 async def test_what_starts_by_another_process_takes_the_room_of_its_data(scheduler: Stage) -> None:
     large = (Volume(id=new_id("vol"), name="data", path="/data", size_mb=90_000),)
     app = spec(volumes=large)

@@ -44,10 +44,12 @@ order by turn, w.id limit %(limit)s
 """
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC), ""
 
+# What is wanted of one that moves is not in force before it has a home.
 _LOST = """
 select w.id from workload w left join node n on n.name = w.bound
+cross join lateral (select case when w.moving then w.spec else w.in_force end as spec) wanted
 where w.bound is not null and (n.name is null or n.status = 'offline')
-    and w.in_force ->> 'state' = 'running' and w.in_force ->> 'image' is not null
+    and wanted.spec ->> 'state' = 'running' and wanted.spec ->> 'image' is not null
     and exists (
         select from copy c join node t on t.name = c.node
         where c.workload = w.id and c.taken_at is not null and not c.dropping and not c.missing
