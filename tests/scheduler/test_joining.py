@@ -362,3 +362,25 @@ async def test_a_removed_node_that_cannot_be_cut_off_stays_removed_until_it_is(
         await door.watch()
         await eventually(lambda: is_out(client), what="the end of its connection")
     assert await scheduler.runtime.store.read("select node from node_key") == []
+
+
+async def test_nobody_takes_the_name_of_a_removed_machine_that_is_not_cut_off_yet(
+    scheduler: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scheduler.bus.ask(join(await token(scheduler), KEY, node="j1"))
+    door = Door(scheduler.runtime)
+    cut = Door.cut
+
+    async def in_vain(_: Door, node: str) -> int:
+        raise Unavailable(f"nobody answers about {node}")
+
+    async with connected(scheduler, "j1", KEY) as (client, _):
+        monkeypatch.setattr(Door, "cut", in_vain)
+        await scheduler.bus.ask(NodeRemoved(node="j1"))
+        again = join(await token(scheduler), OTHER_KEY, node="j1")
+        with pytest.raises(Unavailable, match="not cut off yet"):
+            await scheduler.bus.ask(again)
+        monkeypatch.setattr(Door, "cut", cut)
+        await door.watch()
+        await eventually(lambda: is_out(client), what="the end of its connection")
+        assert (await scheduler.bus.ask(again)).node == "j1", "with the same token"

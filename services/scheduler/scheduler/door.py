@@ -115,19 +115,17 @@ class Door:
 
     async def watch(self) -> None:
         for (node,) in await self._runtime.store.read(_REMOVED):
-            now = self._runtime.clock.now()
             try:
                 await self.cut(node)
             except Unavailable as error:
                 self._runtime.log.warning("a removed node is not cut off yet", node=node, error=error.message)
                 continue
             async with self._runtime.store.transaction(PLATFORM) as tx:
-                connection = await tx.connection()
-                await connection.execute(_CUT, (now, node))
-                await connection.execute(_FORGET, (LINGER,))
+                await (await tx.connection()).execute(_FORGET, (LINGER,))
 
     async def cut(self, node: str) -> int:
-        """Ends every connection of the node; how many there were."""
+        """Ends every connection of the node, and notes that it has; how many there were."""
+        now = self._runtime.clock.now()
         try:
             client = await self._system()
             try:
@@ -141,6 +139,8 @@ class Door:
                 await client.close()
         except (NatsError, OSError, TimeoutError) as error:
             raise Unavailable(f"connections of {node} cannot be ended: {error}") from error
+        async with self._runtime.store.transaction(PLATFORM) as tx:
+            await (await tx.connection()).execute(_CUT, (now, node))
         if cut:
             self._runtime.log.info("put out", node=node, connections=cut)
         return cut

@@ -8,7 +8,7 @@ import secrets
 from datetime import datetime, timedelta
 from typing import Any
 
-from contracts.errors import Conflict, Forbidden, NotFound
+from contracts.errors import Conflict, Forbidden, NotFound, Unavailable
 from contracts.ids import new_id
 from contracts.queries import (
     Joined,
@@ -119,6 +119,11 @@ async def _admit(tx: Tx, token: JoinTokenRow, node: str, request: NodeJoined) ->
     if known is None:
         tx.add(NodeKeyRow(node=node, **facts))
         return
+    if known.removed_at is not None and (known.cut_at is None or known.cut_at < known.removed_at):
+        # On the bus both would be the same one, and the old machine would never be looked for again.
+        raise Unavailable(
+            f"a machine named {node} was removed, and is not cut off yet; try again in a minute", node=node
+        )
     # Removed a moment ago, and back.
     for name, value in facts.items():
         setattr(known, name, value)
