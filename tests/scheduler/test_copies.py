@@ -24,7 +24,7 @@ from runtime.service import Loop
 from runtime.store import PLATFORM
 from scheduler import copies
 from scheduler.departures import Departures
-from scheduler.facts import facts_of
+from scheduler.facts import Facts, facts_of
 from scheduler.fleet import Node
 from scheduler.held import Held
 from scheduler.moves import Moves
@@ -767,6 +767,31 @@ async def test_what_is_started_while_it_moves_goes_on_from_its_copy_when_its_nod
     on = newer(off, state="running")
     await scheduler.harness.publish(AppChanged(spec=on))
     assert (await scheduler.told("n2", on, slots=1)).home == 1
+
+
+async def test_a_look_at_many_ends_and_the_next_one_goes_on_from_there(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "BATCH", 2)
+    monkeypatch.setattr(copies, "PAGES", 1)
+    apps = sorted(new_id("app") for _ in range(5))
+    async with stage.runtime.store.transaction(PLATFORM) as tx:
+        connection = await tx.connection()
+        for app in apps:
+            await connection.execute(
+                "insert into workload (id, organization, region, generation, spec, in_force) "
+                "values (%s, 'org', 'eu', 1, '{}', %s)",
+                (app, stateful(id=app).model_dump_json()),
+            )
+    seen: list[str] = []
+
+    async def note(_tx: object, _connection: object, facts: Facts) -> None:
+        seen.append(facts.id)
+
+    work = copies.Copies(stage.runtime, Moves(stage.runtime, lambda: None, lambda: None))
+    for looks in range(1, 5):
+        await work._each("select id from workload", note)
+        assert seen == (apps + apps)[: min(2 * looks, 5) + (2 if looks == 4 else 0)]
 
 
 async def test_what_starts_by_another_process_takes_the_room_of_its_data(scheduler: Stage) -> None:

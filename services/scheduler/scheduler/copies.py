@@ -27,6 +27,9 @@ from scheduler.orders import Orders
 from scheduler.roster import Roster
 
 BATCH = 100
+# Of a kind, a look goes through so many pages, and the next one goes on from there: where a region is lost,
+# nobody's order is to wait until all that cannot be helped has been looked at.
+PAGES = 5
 # A node that could take the data may have joined or come back by then.
 NOWHERE = timedelta(seconds=20)
 
@@ -135,6 +138,8 @@ class Copies:
         # Only read: what is taken is taken from rows under lock.
         self._roster = Roster(pack=False)
         self._nudge: Callable[[], None] = lambda: None
+        # Of those of whom there were more than a look goes through, the last one.
+        self._left_at: dict[str, tuple[datetime, str]] = {}
         # Whether there was any at the last look: what went with the last of it is told once more.
         self._had_data = True
 
@@ -163,9 +168,9 @@ class Copies:
         await self._each(_NEW, self._moves.remember)
 
     async def _each(self, found: str, work: Callable[[Tx, AsyncConnection[Any], Facts], Any]) -> None:
-        page, (turn, after) = _PAGE.format(found=found), _FIRST
+        page, (turn, after) = _PAGE.format(found=found), self._left_at.pop(found, _FIRST)
         now = self._runtime.clock.now()
-        while True:
+        for _ in range(PAGES):
             asked = {"now": now, "only": None, "turn": turn, "after": after, "limit": BATCH}
             async with self._runtime.store.transaction(PLATFORM) as tx:
                 connection = await tx.connection()
@@ -175,6 +180,7 @@ class Copies:
             if len(rows) < BATCH:
                 return
             turn, after = rows[-1]
+        self._left_at[found] = turn, after
 
     async def _one(self, workload: str, work: Callable[[Tx, AsyncConnection[Any], Facts], Any]) -> None:
         try:
