@@ -807,3 +807,15 @@ async def test_what_starts_by_another_process_takes_the_room_of_its_data(schedul
     has = (await scheduler.node()).allocated
     assert (has.memory_mb, has.disk_mb) == (128, 90_256)
     assert await places(scheduler, app) == [("n1", False)]
+
+
+async def test_a_copy_of_which_nothing_is_heard_leaves_its_turn_in_the_end(scheduler: Stage) -> None:
+    app = await runs_on_n1(scheduler, copy_minutes=10)
+    await scheduler.joins("n2")
+    await order(scheduler, "n2", app)
+    for minutes, left in ((55, 1), (10, 0)):
+        scheduler.harness.clock.advance(60 * minutes)
+        await alive(scheduler, "n1", app)
+        await alive(scheduler, "n2")
+        await look_after(scheduler)
+        assert len(await transfers(scheduler)) == left

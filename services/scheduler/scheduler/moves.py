@@ -32,6 +32,9 @@ PAUSE, LONGEST_PAUSE = timedelta(minutes=2), timedelta(days=1)
 PATIENCE = timedelta(minutes=3)
 # One that its node says does not get on leaves its turn to others after so long.
 STUCK = timedelta(minutes=10)
+# And one of which nothing new is heard at all, as where an agent has broken over it, after so long, and the
+# time that all of it may be read in several times.
+MUTE = timedelta(hours=1)
 
 # What is under way and cannot go on as it is.
 HOPELESS = f"""
@@ -43,6 +46,8 @@ where (%(only)s::text is null or t.workload = %(only)s) and (
     or w.bound is distinct from t.source
     or (t.why = 'move' and t.mode = 'frozen' and not s.draining)
     or (t.mode = 'frozen' and t.stuck_since < %(now)s - interval '{STUCK.total_seconds()} s')
+    or (t.mode = 'frozen'
+        and t.moved_at < %(now)s - interval '{MUTE.total_seconds()} s' - t.total_mb * interval '100 ms')
     or (t.mode = 'final'
         and t.moved_at < %(now)s - interval '{PATIENCE.total_seconds()} s' - t.total_mb * interval '20 ms')
     or w.in_force ->> 'state' = 'deleted' or (t.why = 'copy' and w.in_force ->> 'copy_minutes' is null)
