@@ -16,8 +16,8 @@ from builder.image_builder import StepFailed
 from builder.material import Pack
 from builder.recipes.case import Source
 from contracts import buildpack
-from contracts.api import ChooseBuild
 from contracts.archive import ArchiveLimits
+from contracts.build_api import ChooseBuild
 from contracts.buildpack import Buildpack
 from contracts.errors import InvalidInput
 from contracts.workload import BuildSettings, RuntimePreset

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from contracts import errors
-from contracts.api import ChooseBuild, ChooseHealth, CreateOrganization
+from contracts.api import ChooseHealth, CreateOrganization
+from contracts.build_api import ChooseBuild
 from contracts.errors import BUG, DISPOSITIONS, BerthError, disposition
 from contracts.ids import is_id, new_id
 from contracts.jobs_api import Execute

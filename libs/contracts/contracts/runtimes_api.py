@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from contracts.api import BuilderImage, Command, RuntimeView
+from contracts.api import RuntimeView
+from contracts.build_api import BuilderImage, Command
 from contracts.model import Model, Strict
 from contracts.shapes import shaped
 

@@ -1,6 +1,7 @@
 """Routes of apps: a customer's intent, taken down in one transaction with the word of it (I1)."""
 
-from contracts.api import AppDetail, AppList, ChooseBuild, CreateApp, OwnedAppList, Scale
+from contracts.api import AppDetail, AppList, CreateApp, OwnedAppList, Scale
+from contracts.build_api import ChooseBuild
 from contracts.errors import Conflict, InvalidInput, QuotaExceeded, Unavailable
 from contracts.events import AppCreated
 from contracts.git_address import parse
