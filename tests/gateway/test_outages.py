@@ -8,6 +8,8 @@ from typing import Any
 from contracts.events import AlertRaised, InstanceCrashed, InstanceStopped
 from contracts.ids import new_id
 from contracts.workload import Slot, WorkloadSpec
+from runtime.store import PLATFORM
+from sqlalchemy import text
 
 from tests.customer import Customer
 from tests.gateway.world import World, decided, rollout
@@ -105,6 +107,27 @@ async def test_an_app_that_lives_and_does_not_answer_is_down(here: World, custom
     await told(here, spec, "App mute has been down for 5 minutes")
     assert (await alerts(here, spec))[0]["details"]["why"] == "no instance answers"
     here.parts.silent.clear()
+    await silence.work()
+    await over(here, spec)
+
+
+async def test_a_row_that_cannot_be_read_hides_no_other_that_is_down(here: World, customer: Customer) -> None:
+    broken, _ = await here.live(customer, "unreadable")
+    _, spec = await here.live(customer, "mute-too")
+    change = text("update workload set placement = cast(:said as jsonb) where id = :app")
+    async with here.host.runtime.store.transaction(PLATFORM) as tx:
+        await tx.execute(change, {"said": '{"nodes": 1}', "app": broken})
+    [silence] = [one for one in here.host.service.loops if one.name == "silence"]
+    here.parts.silent += [broken, spec.id]
+    try:
+        await silence.work()
+        with later(here, 301):
+            await look(here)
+        await told(here, spec, "App mute-too has been down for 5 minutes")
+    finally:
+        here.parts.silent.clear()
+        async with here.host.runtime.store.transaction(PLATFORM) as tx:
+            await tx.execute(change, {"said": "null", "app": broken})
     await silence.work()
     await over(here, spec)
 

@@ -6,6 +6,7 @@ Asked for again and again, so that nothing has to be told of every instance that
 
 from contracts.errors import Unavailable
 from contracts.queries import SilentAfter
+from runtime.sparing import sparing
 from runtime.store import PLATFORM
 from sqlalchemy import Text, any_, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -39,7 +40,8 @@ async def _note_some(desk: Desk, silent: list[str]) -> bool:
         )
         for row in found:
             row.silent = not row.silent
-            await workloads.settle(tx, row)
+            with sparing("an app that falls silent, or answers, is not noted", app=row.id):
+                await workloads.settle(tx, row)
         return bool(found)
 
 
