@@ -116,3 +116,34 @@ async def test_a_node_nobody_hears_is_charged_to_its_last_word(harness: Harness)
         return await used() == charge_until(RATE, 1010)
 
     await eventually(final, what="charged to the true stop")
+
+
+async def test_a_node_nobody_knows_is_charged_no_further(harness: Harness) -> None:
+    """Its removal was told and not heard: its machine is spoken of by nobody any more."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    nodes: list[NodeInfo] = []
+
+    async def answer(_: AllNodes) -> Nodes:
+        return Nodes(nodes=tuple(nodes))
+
+    await harness.answers(AllNodes, answer)
+    host = await harness.start("billing")
+    silence = next(loop for loop in host.service.loops if loop.name == "silence")
+    bus, org = await harness.everybody(), new_id("org")
+    await harness.publish(started(org, now - timedelta(seconds=1000)))
+    await harness.settle()
+
+    async def used() -> int:
+        wallet = await bus.ask(WalletOf(organization=org))
+        return wallet.accrued.micros - wallet.balance.micros
+
+    await silence.work()
+    so_far = await used()
+    assert so_far >= charge_until(RATE, 1000)
+    harness.clock.advance(10_000)
+    await silence.work()
+    assert await used() <= so_far + charge_until(RATE, 60)
+    # It was only not known yet.
+    nodes.append(node(now, "online"))
+    await silence.work()
+    assert await used() >= charge_until(RATE, 11_000)

@@ -1,7 +1,8 @@
 """Stops the meters of nodes nobody hears: what cannot be seen to run is not charged.
 
-Invariant: an instance without a stop is charged to the moment its node was last heard, not for ever. When the
-node comes back, or tells the true stop, the rest is charged then. Runs as a loop of `app`.
+Invariant: an instance without a stop is charged to the moment its node was last heard, not for ever; also
+where nobody knows its node, whose removal was not heard of here. When the node comes back, or tells the true
+stop, the rest is charged then. Runs as a loop of `app`.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,14 @@ from runtime.store import PLATFORM
 from billing import due
 from billing.due import changed_end
 
+# On a node that is not known at all it is seen no further than now.
 _DIFFERENT = """
-select span.instance, span.organization, span.node, span.unseen_since, said.unseen_since
-from span join unnest(%s::text[], %s::timestamptz[]) as said(node, unseen_since) on said.node = span.node
-where span.stopped_at is null and span.unseen_since is distinct from said.unseen_since
+select span.instance, span.organization, span.node, span.unseen_since, seen.since
+from span left join unnest(%s::text[], %s::timestamptz[]) as said(node, unseen_since) on said.node = span.node
+cross join lateral (
+    select case when said.node is null then coalesce(span.unseen_since, %s) else said.unseen_since end
+) as seen(since)
+where span.stopped_at is null and span.unseen_since is distinct from seen.since
 order by span.instance for no key update of span
 """
 
@@ -35,10 +40,11 @@ class Silence:
     async def look(self) -> None:
         nodes = await self._nodes()
         since = [node.last_seen_at if node.status == "offline" else None for node in nodes]
+        told = [node.name for node in nodes], since, self._runtime.clock.now()
         async with self._runtime.store.transaction(PLATFORM) as tx:
             await due.begin(tx)
             connection = await tx.connection()
-            cursor = await connection.execute(_DIFFERENT, ([n.name for n in nodes], since), prepare=True)
+            cursor = await connection.execute(_DIFFERENT, told, prepare=True)
             rows = await cursor.fetchall()
             if not rows:
                 return
