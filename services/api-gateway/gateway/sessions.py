@@ -25,7 +25,8 @@ from gateway.tables import JobRow
 
 _LARGEST_FRAME = 64 * 1024
 _TO_NODE = (sessions.INPUT, sessions.RESIZE, sessions.END_OF_INPUT)
-_MOST_WAITING = 4096
+# Whoever keeps to the window has less under way, be it in frames of one byte, which count for three.
+_MOST_WAITING = 4 * sessions.WINDOW
 _PLACED_SECONDS = 30.0
 _ANSWER_SECONDS = 10.0
 # One whom we do not read, the server takes for dead after 40 s, and says nothing.
@@ -74,6 +75,7 @@ class Relay:
         self._node = node
         self._session = new_id("ses")
         self._said: asyncio.Queue[bytes] = asyncio.Queue()
+        self._waiting = 0
         self._heard_at = desk.clock.monotonic()
         self._under_way = 0
         self._room = asyncio.Event()
@@ -91,8 +93,8 @@ class Relay:
                 if self._under_way < sessions.WINDOW:
                     self._room.set()
                 return
-            # No honest node sends more than the window allows.
-            if self._said.qsize() < _MOST_WAITING:
+            if self._waiting < _MOST_WAITING:
+                self._waiting += 1 + len(message.data)
                 self._said.put_nowait(message.data)
 
         subscription = await client.subscribe(sessions.from_node(self._node, self._session), cb=heard)
@@ -137,6 +139,7 @@ class Relay:
     async def _to_customer(self) -> None:
         while True:
             frame = await self._said.get()
+            self._waiting -= 1 + len(frame)
             kind = frame[:1]
             if kind == sessions.ALIVE:
                 continue
