@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from contracts.errors import ProviderFailed, Unavailable
@@ -124,6 +125,16 @@ async def test_what_leaves_is_stopped_whatever_fails(world: World) -> None:
     await world.want(wanted(app.model_copy(update={"state": "stopped"}), 2))
     assert (await world.stopped(name)).reason == "stopped"
     await world.running(app, 0)
+
+
+async def test_one_whose_connections_cannot_be_seen_is_stopped_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has as many files open as it may, reads no table of the kernel's."""
+    app, (old,) = await world.live()
+    monkeypatch.setattr("node_agent.departures._CONNECTIONS", Path("/nowhere"))
+    await world.want(wanted(next_release(app, image="app:2"), 2))
+    assert (await world.stopped(old)).reason == "replaced"
 
 
 async def test_one_replica_that_fails_fails_the_release(world: World) -> None:

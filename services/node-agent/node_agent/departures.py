@@ -66,7 +66,10 @@ class Departures:
         instance = tenure.started.instance
         pause = _FIRST_PAUSE
         if tenure.endpoint is not None:
-            await self._drain(tenure.endpoint)
+            try:
+                await self._drain(tenure.endpoint)
+            except OSError as error:
+                log.warning("an instance is stopped undrained", instance=instance, error=str(error))
         while True:
             try:
                 code = await self._engine.stop(instance, tenure.grace_seconds)
