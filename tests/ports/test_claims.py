@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 from contracts.ids import new_id
 from docker.errors import NotFound
+from embedded.leftovers import remove_firewall
+from node_agent.commands import run
 from node_agent.engine import EngineEvent, Instance
 from node_agent.labels import ADDRESS, labels_of
 
@@ -101,6 +103,31 @@ async def test_a_step_of_a_build_is_not_believed(docker: DockerHands, stranger: 
 
 async def _both(told: list[EngineEvent], *instances: Instance) -> bool:
     return {one.identity.instance for one in instances} <= {event.instance for event in told}
+
+
+async def test_one_whose_network_is_out_of_order_leaves_the_others_in_theirs(
+    docker: DockerHands, stranger: Stranger
+) -> None:
+    made, other = await started(docker), await started(docker)
+    name = made.identity.instance
+    [network] = docker.inspect(name)["NetworkSettings"]["Networks"]
+    docker.client.disconnect_container_from_network(f"{PREFIX}-{name}", network, force=True)
+    own = stranger({})
+    docker.client.connect_container_to_network(own, network, ipv4_address=made.address)
+    [network] = docker.inspect(other.identity.instance)["NetworkSettings"]["Networks"]
+    docker.client.disconnect_container_from_network(
+        f"{PREFIX}-{other.identity.instance}", network, force=True
+    )
+    remove_firewall((f"{PREFIX.upper()}-",))
+    await docker.engine.reassert()
+    assert list(docker.inspect(other.identity.instance)["NetworkSettings"]["Networks"]) == [network]
+    rules = await asyncio.to_thread(run, "iptables-save")
+    assert f":{PREFIX.upper()}-FORWARD" in rules, "everybody is kept apart"
+    docker.client.remove_container(own, force=True)
+    await docker.engine.reassert()
+    assert docker.inspect(name)["NetworkSettings"]["Networks"], "and it is tried again"
+    for one in (made, other):
+        await docker.engine.remove(one.identity.instance)
 
 
 async def test_somebody_else_in_an_organizations_network_stops_nothing(

@@ -5,6 +5,8 @@ address is fixed and outlives a restart of its container. Used by `DockerEngine`
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -59,11 +61,12 @@ class Networks:
             network = _network(found)
             if (_INTERFACES / network.bridge).exists():
                 continue
-            for member in self._members(client):
-                if network.name in member["NetworkSettings"]["Networks"]:
-                    client.disconnect_container_from_network(member["Id"], found["Id"], force=True)
-            client.remove_network(found["Id"])
-            self._create(client, network, found["Labels"][labels.ORGANIZATION])
+            with _sparing(network.name):
+                for member in self._members(client):
+                    if network.name in member["NetworkSettings"]["Networks"]:
+                        client.disconnect_container_from_network(member["Id"], found["Id"], force=True)
+                client.remove_network(found["Id"])
+                self._create(client, network, found["Labels"][labels.ORGANIZATION])
         self._rejoin(client)
 
     def _rejoin(self, client: Any) -> None:
@@ -76,11 +79,12 @@ class Networks:
             name = self._name(organization)
             if name in member["NetworkSettings"]["Networks"]:
                 continue
-            if name not in there:
-                subnet = IPv4Network(f"{address}/{self._bits}", strict=False)
-                self._create(client, Network(name, subnet, self._bridge(organization)), organization)
-                there.add(name)
-            client.connect_container_to_network(member["Id"], name, ipv4_address=address)
+            with _sparing(name):
+                if name not in there:
+                    subnet = IPv4Network(f"{address}/{self._bits}", strict=False)
+                    self._create(client, Network(name, subnet, self._bridge(organization)), organization)
+                    there.add(name)
+                client.connect_container_to_network(member["Id"], name, ipv4_address=address)
 
     def _members(self, client: Any) -> list[dict[str, Any]]:
         found = client.containers(all=True, filters={"label": self._filters()})
@@ -140,6 +144,17 @@ class Networks:
                 "com.docker.network.bridge.enable_ip_masquerade": "false",
             },
         )
+
+
+@contextmanager
+def _sparing(network: str) -> Iterator[None]:
+    """What is wrong with one is tried again with the next repair, and stops no other and no packet rules."""
+    from docker.errors import APIError
+
+    try:
+        yield
+    except APIError as error:
+        log.warning("a network is not in order", network=network, error=str(error))
 
 
 def _network(found: dict[str, Any]) -> Network:
