@@ -1,7 +1,10 @@
 """A job runs at most once, says what it said, and comes to an end, whatever the agent is killed in."""
 
 import asyncio
+import errno
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import nats.errors
@@ -15,6 +18,7 @@ from contracts.reports import JobOutput
 from contracts.sessions import Ended, Open, Opened
 from contracts.workload import NodeWorkload, Slot
 from nats.aio.msg import Msg
+from node_agent import shelf
 from node_agent.endings import words
 from node_agent.output import Output
 
@@ -206,6 +210,31 @@ async def test_a_job_that_writes_more_than_its_plan_allows_is_ended(world: World
     end = await ended(world, wanted)
     assert end.outcome == "failed"
     assert end.words == "it wrote more than the 64 MB of its plan, or folders too deep to be measured"
+
+
+async def test_a_job_that_has_filled_the_disk_goes_before_that_can_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[str] = []
+    write = shelf.write_durably
+
+    def write_with_room(path: Path, text: str, drafts: Path) -> None:
+        if any(one.identity.instance in filled for one in world.engine.blueprints()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, text, drafts)
+
+    monkeypatch.setattr(shelf, "write_durably", write_with_room)
+    await world.start()
+    wanted = await give(world, job(world, "sleep 1000"))
+    await begun(world)
+    [instance] = await world.engine.jobs()
+    filled.append(instance.identity.instance)
+    world.engine.writes[instance.identity.instance] = 65 * 2**20
+    loops = world.harness.hosts["node-agent"].service.loops
+    next(loop for loop in loops if loop.name == "disks").nudge()
+    end = await ended(world, wanted)
+    assert end.outcome == "failed"
+    assert str(end.words).startswith("it wrote more than the 64 MB of its plan")
 
 
 async def test_an_agent_that_is_killed_goes_on_with_what_runs(world: World) -> None:

@@ -1,6 +1,8 @@
 """What has come to life is kept alive: crashes, hands on the machine, a lost engine, deaf instances."""
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from contracts.errors import ProviderFailed
 from contracts.events import InstanceCrashed, InstanceStopped, RolloutFinished
 from contracts.ids import new_id
 from contracts.workload import HealthCheck, Slot
-from node_agent import outcomes
+from node_agent import outcomes, shelf
 from node_agent.crashes import Crashes
 from node_agent.desired import Desired
 from node_agent.engine import Blueprint, Identity, Instance
@@ -90,6 +92,43 @@ async def test_one_that_wrote_too_much_is_replaced(world: World) -> None:
     assert stopped.words == "wrote more than the 64 MB of its plan, or folders too deep to be measured"
     (other,) = await world.running(app)
     assert other != name
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the engine's", "the agent's too"])
+async def test_one_that_has_filled_the_disk_goes_though_nothing_can_be_made_in_its_place(
+    world: World, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """`own`: what the agent writes is on the same disk."""
+    monkeypatch.setattr("node_agent.rollout._FIRST_REPAIR_PAUSE", 0.2)
+    filled: list[str] = []
+    create, write = world.engine.create, shelf.write_durably
+
+    def full() -> bool:
+        return any(one.identity.instance in filled for one in world.engine.blueprints())
+
+    async def create_with_room(plan: Blueprint) -> Instance:
+        if full():
+            raise ProviderFailed("no space left on device")
+        return await create(plan)
+
+    def write_with_room(path: Path, text: str, drafts: Path) -> None:
+        if own and full():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, text, drafts)
+
+    monkeypatch.setattr(world.engine, "create", create_with_room)
+    monkeypatch.setattr(shelf, "write_durably", write_with_room)
+    app, (name,) = await world.live()
+    filled.append(name)
+    world.engine.writes[name] = 65 * 2**20
+    [disks] = [loop for loop in world.harness.hosts["node-agent"].service.loops if loop.name == "disks"]
+    disks.nudge()
+    stopped = await world.stopped(name)
+    assert (stopped.reason, "of its plan" in str(stopped.words)) == (
+        ("lost", False) if own else ("unhealthy", True)
+    )
+    (other,) = await world.running(app)
+    await world.answers("hello.localhost", other)
 
 
 async def test_a_replacement_that_fails_is_tried_again_later_and_later(

@@ -117,7 +117,13 @@ class Errand:
                 await self._go_on()
             await self._follow()
         except _End as end:
-            await self._end(end)
+            try:
+                await self._end(end)
+            except OSError:
+                if self._because:
+                    # There may be no room to write it down before what it wrote has gone.
+                    await self._site.engine.remove(self._name)
+                raise
 
     # --- its begin ---------------------------------------------------------------------------------
 
@@ -180,6 +186,8 @@ class Errand:
         """The agent was away."""
         found = await self._found()
         if found is None:
+            if self._because:
+                raise self._stopped(_UNBEGUN, None)
             raise _End("lost", "its container is gone, and nobody knows how it ended")
         await self._meter(found.identity)
         if self._job.attached:

@@ -310,11 +310,12 @@ class Keeper:
                 return None
             self._log.warning("an instance was not replaced", reason=outcome.reason)
             self._site.waker.failed(self.workload, outcome.reason)
-            if outcome.instance is not None:
-                if self._site.tenures.admitted(outcome.instance):
-                    self._watch.condemn(outcome.instance, outcome.reason)
-                else:
-                    await self._remove(outcome.instance)
+            if outcome.instance is None:
+                await self._make_room(step.slot)
+            elif self._site.tenures.admitted(outcome.instance):
+                self._watch.condemn(outcome.instance, outcome.reason)
+            else:
+                await self._remove(outcome.instance)
             return step.slot
 
         unraised = {slot for slot in await _all(repair(step) for step in raises) if slot is not None}
@@ -325,6 +326,12 @@ class Keeper:
         elif not unraised:
             self._repair_pause = _FIRST_REPAIR_PAUSE
         return unraised
+
+    async def _make_room(self, slot: Slot) -> None:
+        """Nothing can be made in place of one that has to go: it may be why there is no room."""
+        for name, one in list(self._instances.items()):
+            if one.identity.slot == slot and self._watch.condemned(name):
+                await self._let_go(Retire(name, slot, "unhealthy"))
 
     # --- one instance ------------------------------------------------------------------------------------
 
@@ -360,7 +367,14 @@ class Keeper:
 
     async def _let_go(self, step: Retire) -> None:
         words = self._watch.broken(step.instance)
-        await self._site.departures.begin(step.instance, step.reason, words)
+        try:
+            await self._site.departures.begin(step.instance, step.reason, words)
+        except OSError:
+            if self._watch.condemned(step.instance):
+                # There may be no room to write it down before it has gone.
+                await self._site.engine.stop(step.instance, 0)
+                await self._site.engine.remove(step.instance)
+            raise
         self._instances.pop(step.instance, None)
         self._watch.forget(step.instance)
 

@@ -42,6 +42,9 @@ class Watch:
         self._condemned[instance] = why
         self._changed()
 
+    def condemned(self, instance: str) -> bool:
+        return instance in self._condemned
+
     def is_ready(self, instance: str) -> None:
         """Somebody else has just seen it answer."""
         self._ready[instance] = True
