@@ -1,5 +1,6 @@
 """What keeps a node's services running where there is no systemd."""
 
+import errno
 import os
 import signal
 import threading
@@ -45,3 +46,23 @@ def test_a_log_is_bounded_while_its_service_runs(layout: Layout, monkeypatch: py
     assert b"\0" not in log.read_bytes()
     last = int(old.read_text().splitlines()[-2].split()[1])
     assert int(log.read_text().splitlines()[-1].split()[1]) > last
+
+
+def test_a_disk_that_fails_leaves_nobody_without_a_supervisor(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LOG_LIMIT", _LIMIT)
+    monkeypatch.setattr(supervisor, "_LOOK_EVERY", 0.05)
+    monkeypatch.setattr(supervisor, "runs", lambda _: (Run("talks", "", ("sh", "-c", _COUNTING)),))
+    tried = threading.Event()
+
+    def read_only(*_: object) -> None:
+        tried.set()
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "truncate", read_only)
+    ending = threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM))
+    ending.start()
+    assert supervise(layout, "services") == 0
+    ending.join()
+    assert tried.is_set()

@@ -119,7 +119,9 @@ def supervise(layout: Layout, part: Part) -> int:
             one.start()
         while not ended.wait(_LOOK_EVERY):
             for one in kept:
-                one.rotate_log()
+                # Where the disk fails, somebody still has to be there who ends what he has begun.
+                with suppress(OSError):
+                    one.rotate_log()
         for one in kept:
             one.stop()
         for one in kept:
