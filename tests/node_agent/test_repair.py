@@ -94,6 +94,16 @@ async def test_one_that_wrote_too_much_is_replaced(world: World) -> None:
     assert other != name
 
 
+async def test_one_that_cannot_be_measured_hides_no_other(world: World) -> None:
+    app, names = await world.live(2)
+    world.engine.writes.update(dict.fromkeys(names, 65 * 2**20))
+    world.engine.fail_next("written", KeyError("GraphDriver"))
+    [disks] = [loop for loop in world.harness.hosts["node-agent"].service.loops if loop.name == "disks"]
+    await disks.work()
+    gone = await world.harness.event(InstanceStopped, lambda e: e.workload == app.id)
+    assert gone.reason == "unhealthy"
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["the engine's", "the agent's too"])
 async def test_one_that_has_filled_the_disk_goes_though_nothing_can_be_made_in_its_place(
     world: World, monkeypatch: pytest.MonkeyPatch, own: bool
