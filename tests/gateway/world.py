@@ -1,17 +1,15 @@
 """The gateway on its real servers, with a real door; the tests play every other service."""
 
-import asyncio
 import itertools
 import socket
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from contracts.build_queries import (
     BuildLogAfter,
     BuildLogPage,
@@ -58,22 +56,17 @@ from contracts.workload import BuildFailed, BuildResult, BuildSucceeded, Workloa
 from gateway.app import create
 from gateway.settings import GatewaySettings
 from runtime.host import Host
+from runtime.http_server import HttpServer
 from runtime.service import Service
 
 from tests.customer import Customer, archive
-from tests.harness import Harness, Servers, eventually, open_harness
+from tests.harness import Harness, Servers, open_harness
 
 ADMIN = ("root@example.org", "a-long-enough-one-17")
 HOST = "git.example.org"
 PUBLIC = "93.184.216.34"
 SOURCE = archive({"Procfile": "web: python app.py\n", "app.py": "print('hello')\n"})
 _counter = itertools.count(1)
-
-
-class Door(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 @dataclass
@@ -167,7 +160,7 @@ class World:
     host: Host
     parts: Parts
     url: str
-    door: Door
+    door: HttpServer
     _customers: list[Customer] = field(default_factory=list)
 
     async def visitor(self) -> Customer:
@@ -381,23 +374,13 @@ async def opened(harness: Harness, **settings: Any) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def door(service: Service) -> AsyncIterator[tuple[Door, str]]:
+async def door(service: Service) -> AsyncIterator[tuple[HttpServer, str]]:
     """A real HTTP server before the service, as the platform has one."""
     assert service.http is not None
-    app: Any = service.http
-    config = uvicorn.Config(
-        app, port=0, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
-    )
-    server = Door(config)
-    serving = asyncio.create_task(server.serve())
+    server = HttpServer(service.http)
+    serving = await server.begin()
     try:
-        await eventually(lambda: is_true(lambda: server.started), what="the door")
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield server, f"http://127.0.0.1:{port}"
+        yield server, f"http://127.0.0.1:{server.bound}"
     finally:
         server.should_exit = True
         await serving
-
-
-async def is_true(look: Callable[[], bool]) -> bool:
-    return look()

@@ -1,13 +1,15 @@
 """A terminal from a customer to a process, through the API's real door, the bus and the agent."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
-import gateway.sessions
 import pytest
 from contracts import sessions
 from contracts.ids import new_id
+from nats.aio.msg import Msg
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -106,19 +108,36 @@ async def test_who_reads_later_is_waited_for(customer: Customer, app: str, addre
     assert end == {"exit_code": 0, "words": None}
 
 
-async def test_who_never_reads_ends_the_session(
-    customer: Customer, app: str, address: str, monkeypatch: pytest.MonkeyPatch
+async def test_who_leaves_a_process_that_never_reads_is_noticed(
+    here: World, customer: Customer, app: str, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway.sessions, "_ROOM_SECONDS", 0.5)
+    """Nothing is read of him then, not even that he has left."""
+    monkeypatch.setattr(sessions, "ALIVE_SECONDS", 0.3)
+    told: list[bytes] = []
+
+    async def heard(message: Msg) -> None:
+        told.append(message.data)
+
+    client = (await here.harness.everybody()).client
+    subscription = await client.subscribe(sessions.to_node("*", "*"), cb=heard)
+    await client.flush()
     ticket = await customer.call("POST", f"/api/paas/apps/{app}/exec", json={"command": ["sleep 1000"]})
-    async with connect(at(address, ticket)) as socket:
-        for _ in range(30):
-            await socket.send(sessions.INPUT + b"x" * 50_000)
-        with pytest.raises(ConnectionClosed) as closed:
-            await socket.recv()
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 4503
-    assert closed.value.rcvd.reason == "the process has read nothing of its input for 0.5 s"
+    async with connect(at(address, ticket), close_timeout=0.1) as socket:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                for _ in range(300):
+                    await socket.send(sessions.INPUT + b"x" * 50_000)
+        assert sessions.HANG_UP not in told
+        # What keeps the connection open is no output of the process.
+        assert await socket.recv() == sessions.OUTPUT
+        socket.transport.abort()
+
+    async def hung_up() -> bool:
+        return sessions.HANG_UP in told
+
+    await eventually(hung_up, what="the end of the session")
+    assert sum(map(len, told)) < 2_000_000
+    await subscription.unsubscribe()
 
 
 @pytest.mark.promise("R12.3")

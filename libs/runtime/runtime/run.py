@@ -1,10 +1,9 @@
 """One process of the platform: any of its services, or all of them in one event loop. Same code."""
 
 import asyncio
-import contextlib
 import ctypes
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -82,32 +81,12 @@ class Process:
         await asyncio.gather(*self._starting)
 
     async def _serve(self, app: AsgiApp) -> None:
-        import uvicorn
+        # Not every process has a door, and one without needs no library for it.
+        from runtime.http_server import HttpServer
 
-        class Server(uvicorn.Server):
-            @contextlib.contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                yield  # signals belong to the process, not to one of its servers
-
-        config = uvicorn.Config(
-            app,
-            host=self.settings.http_host,
-            port=self.settings.api_port,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            timeout_graceful_shutdown=5,
-            h11_max_incomplete_event_size=64 * 1024,
-        )
-        self._http = Server(config)
-        self._serving = asyncio.create_task(self._http.serve(), name="http")
-        while not self._http.started:
-            if self._serving.done():
-                self._serving.result()
-                raise RuntimeError("the API's server ended before it began")
-            await asyncio.sleep(0.01)
-        self.api_port = self._http.servers[0].sockets[0].getsockname()[1]
+        self._http = HttpServer(app, self.settings.http_host, self.settings.api_port)
+        self._serving = await self._http.begin()
+        self.api_port = self._http.bound
 
     async def stop(self) -> None:
         """First the door, then the work, then the connections."""

@@ -1,7 +1,7 @@
 """The customer's end of a terminal: a WebSocket, carried over the bus to the one node that has the process.
 
 Nothing is interpreted here but the letters of the frames. Whoever of the two leaves, the other is told; a
-browser that does not read is waited for, and the node with it; so is a process, and the browser, for a while.
+browser that does not read is waited for, and the node with it; so is a process, and the browser.
 """
 
 import asyncio
@@ -29,8 +29,6 @@ _TO_NODE = (sessions.INPUT, sessions.RESIZE, sessions.END_OF_INPUT)
 _MOST_WAITING = 4 * sessions.WINDOW
 _PLACED_SECONDS = 30.0
 _ANSWER_SECONDS = 10.0
-# One whom we do not read, the server takes for dead after 40 s, and says nothing.
-_ROOM_SECONDS = 30.0
 # Close codes of our own begin at 4000.
 _REFUSED, _ENDED, _BROKEN = 4403, 1000, 4503
 
@@ -127,7 +125,7 @@ class Relay:
             await self._desk.clock.sleep(0.1)
 
     async def _both_ways(self) -> None:
-        works: list[Awaitable[None]] = [self._to_customer(), self._to_node(), self._mind()]
+        works: list[Awaitable[None]] = [self._to_customer(), self._to_node(), self._mind(), self._keep_open()]
         tasks = [asyncio.ensure_future(work) for work in works]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -154,7 +152,8 @@ class Relay:
 
     async def _to_node(self) -> None:
         while True:
-            await self._wait_for_room()
+            # A process may be busy for hours, and reads on then.
+            await self._room.wait()
             try:
                 frame = await self._socket.receive_bytes()
             except (WebSocketDisconnect, KeyError, RuntimeError):
@@ -166,12 +165,15 @@ class Relay:
                 if self._under_way >= sessions.WINDOW:
                     self._room.clear()
 
-    async def _wait_for_room(self) -> None:
-        try:
-            async with asyncio.timeout(_ROOM_SECONDS):
-                await self._room.wait()
-        except TimeoutError as error:
-            raise Unavailable(f"the process has read nothing of its input for {_ROOM_SECONDS:g} s") from error
+    async def _keep_open(self) -> None:
+        """An output of nothing, now and then: proxies keep what is used, and who has left without a word, or
+        is not read just now, is noticed only by what is sent to him."""
+        while True:
+            await self._desk.clock.sleep(sessions.ALIVE_SECONDS)
+            try:
+                await self._socket.send_bytes(sessions.OUTPUT)
+            except (WebSocketDisconnect, RuntimeError):
+                return
 
     async def _mind(self) -> None:
         while not self._desk.closing.is_set():
