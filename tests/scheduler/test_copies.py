@@ -819,3 +819,21 @@ async def test_a_copy_of_which_nothing_is_heard_leaves_its_turn_in_the_end(sched
         await alive(scheduler, "n2")
         await look_after(scheduler)
         assert len(await transfers(scheduler)) == left
+
+
+async def test_what_moves_to_its_copy_needs_no_room_for_its_data_besides(scheduler: Stage) -> None:
+    large = (Volume(id=new_id("vol"), name="data", path="/data", size_mb=60_000),)
+    app = spec(volumes=large, copy_minutes=10)
+    await scheduler.joins("n1")
+    await scheduler.harness.publish(AppChanged(spec=app))
+    await scheduler.told("n1", app, slots=1)
+    await scheduler.joins("n2")
+    await says(scheduler, "n2", app, await order(scheduler, "n2", app))
+    await scheduler.bus.ask(NodeChanged(node="n1", draining=True))
+    last = await order(scheduler, "n2", app, mode="frozen")
+    assert (await scheduler.node("n2")).allocated.disk_mb == 60_256
+    await says(scheduler, "n2", app, last)
+    await says(scheduler, "n2", app, await order(scheduler, "n2", app, mode="final"))
+    await scheduler.told("n2", app, slots=1)
+    has = (await scheduler.node("n2")).allocated
+    assert (has.memory_mb, has.disk_mb) == (128, 60_256)

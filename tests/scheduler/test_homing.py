@@ -7,7 +7,7 @@ from contracts.ids import new_id
 from contracts.workload import Process, Volume, WorkloadSpec
 from hypothesis import given
 from hypothesis import strategies as st
-from scheduler.fleet import Fleet, Node, Room
+from scheduler.fleet import NOTHING, Fleet, Node, Room
 from scheduler.homing import Copy, copy_due, copy_target, disk_of, failover_choice, move_target, surplus
 from scheduler.reconcile import Demand
 
@@ -68,15 +68,15 @@ def test_data_moves_where_all_of_its_instances_fit() -> None:
     app = demand(stateful(processes={"web": Process(replicas=3)}))
     narrow = node("n2", Room(4000, 300, 10_000))
     fleet = Fleet([node("n1"), narrow, node("n3", closed="being drained"), node("n4", Room(900, 900, 9000))])
-    assert move_target(fleet, app, "n1", ["n2"], 1000).node == "n4"
-    nowhere = move_target(fleet, app, "n1", [], 1000, busy=["n4"])
+    assert move_target(fleet, app, "n1", {"n2": NOTHING}, 1000).node == "n4"
+    nowhere = move_target(fleet, app, "n1", {}, 1000, busy=["n4"])
     assert dict(nowhere.reasons) == {
         "n2": "memory short by 84 MB",
         "n3": "being drained",
         "n4": "copies others at the moment",
     }
     stopped = demand(stateful(state="stopped"))
-    assert move_target(Fleet([node("n1"), full_of_work()]), stopped, "n1", [], 1000).node == "n2"
+    assert move_target(Fleet([node("n1"), full_of_work()]), stopped, "n1", {}, 1000).node == "n2"
 
 
 def full_of_work() -> Node:
@@ -144,7 +144,7 @@ def test_whatever_the_nodes_are_nothing_goes_where_it_cannot_run(
     whole_room = asked.room.times(replicas)
     chosen, _ = failover_choice({n.name: n for n in nodes}, asked, app, copies, {})
     for target in (
-        move_target(fleet, asked, "n0", [c.node for c in copies], 1000).node,
+        move_target(fleet, asked, "n0", {c.node: NOTHING for c in copies}, 1000).node,
         None if chosen is None else chosen.node,
     ):
         if target is None:

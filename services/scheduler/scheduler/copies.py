@@ -227,7 +227,7 @@ class Copies:
         if busy[facts.bound] >= AT_ONCE:
             return
         fleet, disk = await self._fleet(connection), homing.disk_of(facts.spec)
-        held = [c.node for c in facts.copies if c.complete]
+        held = {c.node: Room(0, 0, facts.held[c.node]["disk_mb"]) for c in facts.copies if c.complete}
         full = [node for node, count in busy.items() if count >= AT_ONCE]
         choice = homing.move_target(fleet, facts.demand, facts.bound, held, disk, busy=full)
         if choice.node is None:
@@ -236,7 +236,7 @@ class Copies:
             )
             await wait(connection, facts.id, self._runtime.clock.now() + NOWHERE)
             return
-        room = homing.whole_room(facts.demand, disk)
+        room = homing.whole_room(facts.demand, disk).beyond(held.get(choice.node, NOTHING))
         await rehome.lock_nodes(connection, choice.node)
         await rehome.take(connection, choice.node, room)
         await self._begin(tx, connection, facts, choice.node, why="move", room=room)

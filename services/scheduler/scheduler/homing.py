@@ -81,16 +81,18 @@ def move_target(
     fleet: Fleet,
     demand: Demand,
     source: str,
-    held: Collection[str],
+    held: Mapping[str, Room],
     disk_mb: int,
     *,
     busy: Collection[str] = (),
 ) -> Choice:
-    """All of its instances run there. `busy`: nodes that have enough to do with others' copies."""
+    """All of its instances run there. `held`: what is reserved on a node for a copy, which becomes the data.
+    `busy`: nodes that have enough to do with others' copies."""
     free, whole = replace(demand, bound=None), whole_room(demand, disk_mb)
 
     def why(node: Node) -> str | None:
-        return obstacle(node, free, whole) or ("copies others at the moment" if node.name in busy else None)
+        more = whole.beyond(held.get(node.name, NOTHING))
+        return obstacle(node, free, more) or ("copies others at the moment" if node.name in busy else None)
 
     def worth(node: Node) -> tuple[bool, float, str]:
         return node.name not in held, node.score, node.name
