@@ -146,3 +146,23 @@ async def test_a_node_whose_clock_is_wrong_says_what_is_so_now(scheduler: Stage,
     assert seen.per_second > 0
     clock.advance(101)
     assert (await scheduler.bus.ask(SilentAfter())).workloads == (app.id,), "and it is not so for ever"
+
+
+async def test_a_late_report_of_an_ingress_that_has_begun_anew_is_not_counted_again(scheduler: Stage) -> None:
+    await scheduler.joins("n1")
+    app, clock = spec(), scheduler.harness.clock
+    await scheduler.harness.publish(AppChanged(spec=app))
+    await scheduler.told("n1", app, slots=1)
+
+    def said(boot: str, number: int) -> NodeTraffic:
+        count = TrafficCount(workload=app.id, requests=number, failed=0, slow=0, seconds=0.0)
+        return NodeTraffic(node="n1", boot=boot, at=clock.now(), counts=(count,))
+
+    reports = [said("before", 100)]
+    for number in (5, 7):
+        clock.advance(30)
+        reports.append(said("after", number))
+    first, second, third = reports
+    # Two schedulers hear them, one of which has stood still for a while.
+    await traffic.heard(scheduler.runtime, [first, second, first, third])
+    assert (await scheduler.bus.ask(UsageOf(workload=app.id))).traffic.requests == 107

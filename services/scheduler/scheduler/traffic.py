@@ -17,6 +17,9 @@ from runtime.store import PLATFORM
 _FRESH = timedelta(seconds=100)
 _FORGET = timedelta(days=30)
 
+# One of an earlier start that comes so late is none: the clock was set back.
+_LATE = "10 minutes"
+
 # Counters of another start, or one that has become smaller, began anew: all of it has come since.
 _SINCE = (
     "(excluded.{0} - case when known.boot = excluded.boot and known.requests <= excluded.requests"
@@ -41,8 +44,8 @@ on conflict (workload, node) do update set
     all_slow = known.all_slow + {slow}, all_seconds = known.all_seconds + {seconds},
     late_requests = {requests}, late_seconds = {seconds},
     late_span = greatest(0, extract(epoch from excluded.at - known.at))
-where known.at < excluded.at or known.boot <> excluded.boot
-""".format(**{name: _SINCE.format(name) for name in ("requests", "failed", "slow", "seconds")})
+where known.at < excluded.at or (known.boot <> excluded.boot and excluded.at < known.at - interval '{late}')
+""".format(late=_LATE, **{name: _SINCE.format(name) for name in ("requests", "failed", "slow", "seconds")})
 
 _GONE = """
 delete from traffic t using workload w
