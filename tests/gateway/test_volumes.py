@@ -39,8 +39,8 @@ async def test_what_is_no_volume_is_refused_and_changes_nothing(here: World, cus
     app = await customer.create("volumes-refused")
     await add(customer, app, "data", "/data")
     for status, words, name, path, size in (
-        (422, "pattern", "data2", "relative", 64),
-        (422, "pattern", "data2", "/", 64),
+        (422, "from the root", "data2", "relative", 64),
+        (422, "from the root", "data2", "/", 64),
         (400, "not a plain path", "data2", "/data/../etc", 64),
         (400, "hide the image's own /etc", "data2", "/etc/app", 64),
         (409, "has a volume data already", "data", "/other", 64),
