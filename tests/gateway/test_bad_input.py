@@ -292,6 +292,40 @@ async def test_words_for_those_who_have_not_read_the_program(
         assert error["details"]["fields"] == {"body": said}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "fields"),
+    [
+        ("PATCH", "variables", {"X": 5}, {"X": "should be text or a JSON object"}),
+        ("PATCH", "variables", {"X": {"value": 5}}, {"X.value": "should be text"}),
+        ("PATCH", "variables", {"X": {"zzz": 1}}, {"X.zzz": "there is no such field"}),
+        ("PUT", "credentials/git", {"kind": "token"}, {"token": "is required"}),
+        ("PUT", "credentials/git", {"kind": None}, {"kind": "should be 'token' or 'key'"}),
+        ("PUT", "credentials/git", {}, {"kind": "is required"}),
+        ("POST", "exec", {"command": []}, {"command": "should not be empty"}),
+        ("POST", "exec", {"command": [""]}, {"command.0": "should not be empty"}),
+        ("POST", "scale", {}, {"replicas": "is required"}),
+        ("POST", "scale", {"replicas": 1.5}, {"replicas": "should be a whole number"}),
+        ("POST", "scale", {"replicas": "two"}, {"replicas": "should be a whole number"}),
+        ("POST", "scale", {"replicas": -1}, {"replicas": "should be at least 0"}),
+        ("PUT", "build", {"arguments": []}, {"arguments": "should be a JSON object"}),
+        ("POST", "run", {"command": "x", "attached": "perhaps"}, {"attached": "should be true or false"}),
+        ("GET", "logs?since=yesterday", None, {"since": "should be a moment such as 2026-01-02T03:04:05Z"}),
+    ],
+)
+async def test_a_field_is_named_as_it_was_sent_and_told_of_in_words(
+    here: World,
+    customer: Customer,
+    app: str,
+    method: str,
+    path: str,
+    body: Any,
+    fields: dict[str, str],
+) -> None:
+    """Not by the names of the program's types and of their branches."""
+    error = await refused(here, customer, 422, method, f"/api/paas/apps/{app}/{path}", json=body)
+    assert error["details"]["fields"] == fields
+
+
 async def test_every_shape_has_words(here: World, customer: Customer) -> None:
     described = (await customer.client.get("/openapi.json")).json()
 

@@ -46,7 +46,7 @@ async def test_what_is_no_volume_is_refused_and_changes_nothing(here: World, cus
         (409, "has a volume data already", "data", "/other", 64),
         (409, "lie in each other", "data2", "/data/inner", 64),
         (400, "allows volumes of 10240 MB in all", "data2", "/large", 10_200),
-        (422, "greater than", "data2", "/small", 1),
+        (422, "at least", "data2", "/small", 1),
     ):
         with pytest.raises(Refused) as refused:
             await add(customer, app, name, path, size)

@@ -221,7 +221,16 @@ class Setup:
 
 
 def _unreachable(server: AskServerKey, error: Exception) -> Unavailable:
+    match error:
+        case TimeoutError():
+            why = "nothing came back in time"
+        case ConnectionRefusedError():
+            why = "the connection was refused"
+        case OSError(strerror=str(words)):
+            why = words.lower()
+        case _:
+            why = "the connection broke off"
     return Unavailable(
-        f"no SSH server answers at {server.address}:{server.port} ({type(error).__name__}): is the address "
-        "right, is the port open?"
+        f"no SSH server answers at {server.address}:{server.port}, {why}; is the address right, is the port "
+        "open?"
     )
