@@ -12,7 +12,7 @@ from runtime.store import PLATFORM
 from sqlalchemy import text
 
 from tests.customer import Customer
-from tests.gateway.world import World, decided, rollout
+from tests.gateway.world import SOURCE, World, decided, failed, finished, rollout
 from tests.harness import eventually
 
 
@@ -98,17 +98,30 @@ async def test_one_that_is_deleted_is_not_down_any_more(here: World, customer: C
 
 
 async def test_an_app_that_lives_and_does_not_answer_is_down(here: World, customer: Customer) -> None:
-    _, spec = await here.live(customer, "mute")
+    app, spec = await here.live(customer, "mute")
+    deployment = await customer.deploy(app, SOURCE)
+    await here.say(finished(await here.requested(deployment), failed()))
+
+    async def reason() -> str:
+        return (await customer.call("GET", f"/api/paas/apps/{app}"))["reason"]  # type: ignore[no-any-return]
+
+    assert "goes on" in await reason()
     [silence] = [one for one in here.host.service.loops if one.name == "silence"]
     here.parts.silent.append(spec.id)
     await silence.work()
+    assert "goes on" in await reason()
     with later(here, 301):
         await look(here)
     await told(here, spec, "App mute has been down for 5 minutes")
     assert (await alerts(here, spec))[0]["details"]["why"] == "no instance answers"
+    async with here.host.runtime.store.transaction(PLATFORM) as tx:
+        earlier = text("update workload set down_since = down_since - interval '2 minutes' where id = :app")
+        await tx.execute(earlier, {"app": app})
+    assert await reason() == "none of its instances answers; GET …/activity says what happened"
     here.parts.silent.clear()
     await silence.work()
     await over(here, spec)
+    assert "goes on" in await reason()
 
 
 async def test_a_row_that_cannot_be_read_hides_no_other_that_is_down(here: World, customer: Customer) -> None:

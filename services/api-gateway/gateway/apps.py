@@ -32,10 +32,13 @@ from gateway.tables import PlanRow, WorkloadRow, violated
 
 router = APIRouter(prefix="/api", tags=["apps"])
 
+# A minute of it, since the one instance of an app that is replaced is away for a moment.
 _VIEW = """
     'id', w.id, 'name', w.name, 'project', w.project, 'environment', w.environment,
     'status', w.status,
-    'reason', case when w.trouble_until > now() then w.trouble else w.reason end,
+    'reason', case when w.trouble_until > now() then w.trouble
+        when w.silent and w.live and w.status = 'running' and w.down_since < now() - interval '1 minute'
+        then 'none of its instances answers; GET …/activity says what happened' else w.reason end,
     'url', w.url, 'region', w.region, 'plan', w.plan,
     'replicas', w.replicas,
     'hourly', json_build_object('micros', w.micros_per_hour * w.replicas, 'currency', w.currency),

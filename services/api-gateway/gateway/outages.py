@@ -49,7 +49,9 @@ async def _tell_of_the_down(desk: Desk) -> None:
         for row in found:
             row.down_told = True
             title = f"App {row.name} has been down for {_DOWN.seconds // 60} minutes"
-            why = row.reason or row.trouble or ("no instance answers" if row.silent else row.status)
+            # One that came to life is down for another reason than that of a release which did not.
+            lived = row.trouble or "no instance answers"
+            why = lived if row.silent and row.live else row.reason or row.trouble or row.status
             tx.publish(_alert(row, "critical", "down", title, why))
 
 
