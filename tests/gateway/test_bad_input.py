@@ -295,14 +295,26 @@ async def test_words_for_those_who_have_not_read_the_program(
 @pytest.mark.parametrize(
     ("method", "path", "body", "fields"),
     [
-        ("PATCH", "variables", {"X": 5}, {"X": "should be text or a JSON object"}),
-        ("PATCH", "variables", {"X": {"value": 5}}, {"X.value": "should be text"}),
+        ("PATCH", "variables", {"X": 5}, {"X": "should be text in quotes or a JSON object"}),
+        ("PATCH", "variables", {"X": {"value": 5}}, {"X.value": "should be text in quotes"}),
         ("PATCH", "variables", {"X": {"zzz": 1}}, {"X.zzz": "there is no such field"}),
         ("PUT", "credentials/git", {"kind": "token"}, {"token": "is required"}),
         ("PUT", "credentials/git", {"kind": None}, {"kind": "should be 'token' or 'key'"}),
         ("PUT", "credentials/git", {}, {"kind": "is required"}),
         ("POST", "exec", {"command": []}, {"command": "should not be empty"}),
         ("POST", "exec", {"command": [""]}, {"command.0": "should not be empty"}),
+        (
+            "PUT",
+            "build",
+            {"buildpacks": ["heroku/go"] * 99},
+            {"buildpacks": "should have at most 10 entries"},
+        ),
+        (
+            "PUT",
+            "credentials/registry",
+            {"user": "me", "password": "x" * 9999},
+            {"password": "should have at most 4096 characters"},
+        ),
         ("POST", "scale", {}, {"replicas": "is required"}),
         ("POST", "scale", {"replicas": 1.5}, {"replicas": "should be a whole number"}),
         ("POST", "scale", {"replicas": "two"}, {"replicas": "should be a whole number"}),
@@ -324,6 +336,12 @@ async def test_a_field_is_named_as_it_was_sent_and_told_of_in_words(
     """Not by the names of the program's types and of their branches."""
     error = await refused(here, customer, 422, method, f"/api/paas/apps/{app}/{path}", json=body)
     assert error["details"]["fields"] == fields
+
+
+async def test_a_route_that_is_not_there_is_told_of(here: World, customer: Customer) -> None:
+    for method, path, status in (("GET", "/api/nothing", 404), ("PUT", "/api/paas/apps", 405)):
+        error = await refused(here, customer, status, method, path)
+        assert error["message"] == f"there is no {method} {path}; /docs lists every route"
 
 
 async def test_every_shape_has_words(here: World, customer: Customer) -> None:

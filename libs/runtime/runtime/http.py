@@ -81,7 +81,7 @@ _KINDS = {
     "finite_number": "should be a number",
     "bool_type": "should be true or false",
     "bool_parsing": "should be true or false",
-    "string_type": "should be text",
+    "string_type": "should be text in quotes",
     "string_unicode": "should be text",
     "dict_type": "should be a JSON object",
     "list_type": "should be a list",
@@ -89,6 +89,11 @@ _KINDS = {
     "ip_v4_address": "should be an IPv4 address such as 203.0.113.5",
     "union_tag_not_found": "is required",
 }
+
+
+def _parts(context: dict[str, Any]) -> str:
+    # The length of a secret is told of like that of a list of no kind.
+    return "characters" if context.get("field_type", "Value") == "Value" else "entries"
 
 
 def _words(problem: dict[str, Any]) -> str:
@@ -103,14 +108,10 @@ def _words(problem: dict[str, Any]) -> str:
             return f"should be {WORDS[context['pattern']]}"
         case "string_too_short" | "too_short" if context["min_length"] == 1:
             return "should not be empty"
-        case "string_too_short":
-            return f"should have at least {context['min_length']} characters"
-        case "string_too_long":
-            return f"should have at most {context['max_length']} characters"
-        case "too_short":
-            return f"should have at least {context['min_length']} entries"
-        case "too_long":
-            return f"should have at most {context['max_length']} entries"
+        case "string_too_short" | "too_short":
+            return f"should have at least {context['min_length']} {_parts(context)}"
+        case "string_too_long" | "too_long":
+            return f"should have at most {context['max_length']} {_parts(context)}"
         case "greater_than":
             return f"should be more than {context['gt']}"
         case "greater_than_equal":
@@ -156,7 +157,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "invalid_input" if error.status_code < 500 else "internal_error")
     message = str(error.detail)
-    if error.status_code == 404:
+    if error.status_code in (404, 405):
         message = f"there is no {request.method} {request.url.path}; /docs lists every route"
     return JSONResponse(error_body(code, message), error.status_code, headers=error.headers)
 
