@@ -8,7 +8,7 @@ from contracts.errors import NotFound, NotYet, TooLarge
 from contracts.events import AlertRaised, AppCreated, BillingTick, RolloutFinished, WalletChanged
 from contracts.queries import Wallet, WalletOf, Workloads, WorkloadsAfter
 from runtime.migrations import tenant_statements
-from runtime.parked import ask_for_replay, parked_rows
+from runtime.parked import ask_for_replay, list_parked, parked_rows
 from runtime.runtime import Runtime
 from runtime.service import Handler, Many, Service, many
 from runtime.store import PLATFORM, Tx
@@ -120,6 +120,11 @@ async def test_what_cannot_be_handled_is_parked_with_an_alert_and_can_be_replaye
         return await hours(effects) == [7] and not await parked_rows(effects.store)
 
     await eventually(replayed, seconds=20, what="the replay")
+
+
+async def test_that_nothing_is_parked_is_said(effects: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await list_parked(effects.store) == 0
+    assert capsys.readouterr().out == "nothing is parked\n"
 
 
 async def test_what_is_not_an_event_is_parked_at_once(harness: Harness, effects: Runtime) -> None:

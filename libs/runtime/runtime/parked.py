@@ -15,7 +15,7 @@ async def command(settings: RuntimeSettings, service: str, action: str, event: s
     await runtime.store.open()
     try:
         if action == "list":
-            return await _list(runtime.store)
+            return await list_parked(runtime.store)
         if action == "show":
             return await _show(runtime.store, str(event))
         if action == "drop":
@@ -44,8 +44,11 @@ async def ask_for_replay(store: Store, event: str | None) -> int:
         return len((await tx.execute(statement)).all())
 
 
-async def _list(store: Store) -> int:
-    for row in await parked_rows(store):
+async def list_parked(store: Store) -> int:
+    rows = await parked_rows(store)
+    if not rows:
+        print("nothing is parked")
+    for row in rows:
         when = f"{row.parked_at:%Y-%m-%d %H:%M:%S}"
         print(f"{row.event_id}  {row.subject:<24} {row.tries} tries  {when}  {row.error}")
     return 0
@@ -58,6 +61,8 @@ async def _show(store: Store, event: str) -> int:
             f"subject  {row.subject}\nparked   {row.parked_at}\ntries    {row.tries}\nerror    {row.error}\n"
         )
         print(row.payload.decode(errors="replace"))
+    if not rows:
+        print(f"no parked message {event}")
     return 0 if rows else 1
 
 

@@ -85,7 +85,10 @@ class RuntimeSettings(BaseSettings):
     def derived(self, purpose: str) -> str:
         master = self.master()
         if master is None:
-            raise BadSecret(f"BERTH_SECRET or BERTH_SECRET_FILE is needed for {purpose}")
+            raise BadSecret(
+                f"BERTH_SECRET or BERTH_SECRET_FILE is needed for {purpose}; "
+                "`berth with-settings COMMAND …` has what `make up` made"
+            )
         return derive(master, purpose)
 
     def database_password_of(self, service: str) -> str:
