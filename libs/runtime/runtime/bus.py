@@ -70,6 +70,19 @@ def encryption(url: str, ca: Path | None) -> dict[str, Any]:
     return {"tls": ssl.create_default_context(cafile=ca), "tls_handshake_first": True}
 
 
+def _outlast_cancelled_flushes(client: Client) -> None:
+    """A flush whose caller has left, or has waited for too long, leaves a place for its answer. nats-py fails
+    when the answer comes, and reads no more; for half a minute nothing is heard, until its pings tell so."""
+    answered = client._process_pong
+
+    async def process_pong() -> None:
+        if client._pongs and client._pongs[0].done():
+            client._pongs[0] = asyncio.get_running_loop().create_future()
+        await answered()
+
+    client._process_pong = process_pong  # type: ignore[method-assign]
+
+
 class Bus:
     def __init__(
         self, url: str, user: str, password: str | None, telemetry: Telemetry, ca: Path | None = None
@@ -147,6 +160,7 @@ class Bus:
                     told = True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5)
+        _outlast_cancelled_flushes(self._client)
         self._gauge(1)
         log.info("nats connected", user=self.user)
 
