@@ -82,6 +82,7 @@ async def test_health_readiness_and_metrics_answer() -> None:
 
 
 _LOGGING = """
+import logging
 import structlog
 from opentelemetry import trace
 from runtime.telemetry import Telemetry, configure_logging
@@ -91,6 +92,11 @@ telemetry = Telemetry()
 with telemetry.span("work") as span:
     structlog.get_logger("test").info("hello", app="shop")
     structlog.get_logger("test").debug("not said")
+logging.getLogger("library").info("not said")
+try:
+    raise ValueError("two\\nlines")
+except ValueError:
+    logging.getLogger("library").error("it %s", "broke", exc_info=True)
 print(trace.format_trace_id(span.get_span_context().trace_id))
 """
 
@@ -98,10 +104,11 @@ print(trace.format_trace_id(span.get_span_context().trace_id))
 def test_a_log_line_is_json_and_names_its_trace() -> None:
     """In a process of its own: logging is configured once for a whole process."""
     done = subprocess.run([sys.executable, "-c", _LOGGING], capture_output=True, text=True, check=True)
-    [written] = done.stderr.splitlines()
-    line = json.loads(written)
+    line, library = map(json.loads, done.stderr.splitlines())
     assert (line["event"], line["app"], line["level"]) == ("hello", "shop", "info")
     assert line["trace"] == done.stdout.strip()
+    assert (library["event"], library["logger"], library["level"]) == ("it broke", "library", "error")
+    assert "ValueError: two" in library["exception"]
 
 
 async def test_nothing_is_waited_for_that_never_comes() -> None:

@@ -134,6 +134,14 @@ class Recent:
 recent = Recent()
 
 
+class _Libraries(logging.Handler):
+    """What the libraries say, as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        words = structlog.get_logger().bind(logger=record.name)
+        words.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
 def configure_logging(level: str) -> None:
     """JSON lines on standard error, the newest also at `recent`. Called by the composition root, once."""
     threshold = getattr(logging, level.upper())
@@ -152,7 +160,7 @@ def configure_logging(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, recent)),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()])
 
 
 class Stopwatch:
