@@ -275,6 +275,29 @@ async def test_a_heartbeat_says_everything_and_comes_with_every_change(world: Wo
         assert [i.instance for i in beat.instances] == [name]
 
 
+async def test_a_heartbeat_says_that_the_engine_has_been_away_for_a_while(world: World) -> None:
+    world.settings["heartbeat_seconds"] = 0.2
+    await world.live()
+    async with world.bus.subscribe(NodeHeartbeat, "local") as heard:
+
+        async def says(away: bool) -> bool:
+            while not heard.empty():
+                if heard.get_nowait().engine_away is away:
+                    return True
+            return False
+
+        await eventually(lambda: says(False), what="a heartbeat")
+        world.engine.running = False
+        world.harness.clock.advance(30)
+        # As when it is updated: nobody needs to know.
+        await asyncio.sleep(0.5)
+        assert not await says(True)
+        world.harness.clock.advance(31)
+        await eventually(lambda: says(True), what="the word that it is away")
+        world.engine.running = True
+        await eventually(lambda: says(False), what="the word that it is back")
+
+
 async def test_two_agents_fit_one_process(world: World) -> None:
     """Nothing of the agent is global to the process."""
     app, _ = await world.live()

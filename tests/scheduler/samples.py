@@ -51,6 +51,7 @@ def heartbeat(
     instances: tuple[RunningInstance, ...] = (),
     architecture: str | None = None,
     runtimes: tuple[str, ...] = (),
+    engine_away: bool = False,
 ) -> NodeHeartbeat:
     return NodeHeartbeat(
         node=node,
@@ -64,6 +65,7 @@ def heartbeat(
         instances=instances,
         architecture=architecture,
         runtimes=runtimes,
+        engine_away=engine_away,
     )
 
 

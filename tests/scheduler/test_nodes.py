@@ -123,6 +123,35 @@ async def test_a_silent_node_is_offline_after_90_seconds_and_takes_nothing_until
     ]
 
 
+async def test_a_node_whose_engine_does_not_answer_is_told_of_and_takes_nothing_until_it_does(
+    scheduler: Stage,
+) -> None:
+    await scheduler.joins("n1")
+    stays = spec()
+    await scheduler.harness.publish(AppChanged(spec=stays))
+    await scheduler.harness.event(PlacementDecided, lambda e: e.workload == stays.id)
+    await scheduler.report(heartbeat(sequence=2, engine_away=True))
+    await scheduler.report(heartbeat(sequence=3, engine_away=True))
+    found = await scheduler.node("n1")
+    assert (found.status, found.engine_away) == ("online", True)
+    app = spec()
+    await scheduler.harness.publish(AppChanged(spec=app))
+    event = await scheduler.harness.event(PlacementBlocked)
+    assert event.reasons == {"n1": "its container engine does not answer"}
+    assert [region.has_room for region in (await scheduler.bus.ask(RegionsWithRoom())).regions] == [False]
+    # What is there may well go on: it is nobody else's.
+    assert len((await scheduler.told("n1", stays, slots=1)).slots) == 1
+
+    await scheduler.report(heartbeat(sequence=4))
+    await scheduler.harness.event(PlacementDecided, lambda e: e.workload == app.id)
+    await scheduler.harness.settle()
+    alerts = [(a.severity, a.title, a.over) for a in await scheduler.harness.events(AlertRaised)]
+    assert alerts == [
+        ("critical", "The container engine of node n1 does not answer", False),
+        ("warning", "The container engine of node n1 answers again", True),
+    ]
+
+
 async def test_what_has_its_volumes_on_a_node_that_is_offline_stays_there(scheduler: Stage) -> None:
     nodes = nodes_of(scheduler)
     await scheduler.joins("n1")

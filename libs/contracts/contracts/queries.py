@@ -109,6 +109,8 @@ class NodeInfo(Model):
     used: NodeUsage
     instances: int
     engine: str
+    # Its container engine does not answer: nothing new is begun there.
+    engine_away: bool = False
     machine: NodeCapacity | None = None
     limits: NodeLimits = NodeLimits()
     oversubscribe_cpu: float = 1

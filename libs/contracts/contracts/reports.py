@@ -86,6 +86,8 @@ class NodeHeartbeat(Report):
     capacity: NodeCapacity
     used: NodeUsage
     engine: str
+    # It has not answered for a minute: what runs may go on, and nothing can be begun.
+    engine_away: bool = False
     # The version of the agent.
     agent: str = ""
     # Of the machine, and the runtime classes of its engine; as the engine calls them.

@@ -179,6 +179,7 @@ def create(
             Loop("disks", node.measure_disks, every=_DISK_SECONDS),
             Loop("journal", lambda: journal.relay(bus.publish), every=None),
             Loop("endpoints", lambda: site.endpoints.publish(bus.bucket("endpoints")), every=None),
+            Loop("engine asked", heart.look, every=settings.heartbeat_seconds),
             heartbeat,
             Loop("traffic", lambda: traffic.report(bus.report), every=settings.heartbeat_seconds),
             Loop("lines", lines.work, every=_LINES_SECONDS),

@@ -14,6 +14,8 @@ from node_agent.machine import Machine
 from node_agent.site import Site
 
 _UNKNOWN = "unknown"
+# How long the first beat waits for the engine. So long without an answer it is away; an update takes less.
+_PATIENCE, _AWAY = 3.0, 60.0
 _MIB = 1024 * 1024
 
 
@@ -34,15 +36,16 @@ class Heart:
         self._boot = uuid.uuid4().hex
         self._sequence = 0
         self._engine: EngineInfo | None = None
+        self._answered_at = site.clock.monotonic()
         self._agent = version("berth-node-agent")
         # Of each instance, when it was looked at last and the CPU it had used by then.
         self._seen: dict[str, tuple[float, float]] = {}
 
     async def beat(self) -> None:
         if self._engine is None:
-            # The node is there, and its engine may not be: then it is asked again.
-            with contextlib.suppress(BerthError):
-                self._engine = await self._site.engine.info()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await self.look()
         engine = self._engine
         self._sequence += 1
         await self._report(
@@ -55,6 +58,7 @@ class Heart:
                 capacity=self._machine.capacity(),
                 used=self._machine.usage(),
                 engine=_UNKNOWN if engine is None else str(engine),
+                engine_away=self._site.clock.monotonic() - self._answered_at > _AWAY,
                 architecture=None if engine is None else engine.architecture,
                 runtimes=() if engine is None else engine.runtimes,
                 agent=self._agent,
@@ -62,6 +66,12 @@ class Heart:
                 volumes=await self._volumes(),
             )
         )
+
+    async def look(self) -> None:
+        """Beside the beats: the node is there, and its engine may not be, or may hang."""
+        with contextlib.suppress(BerthError):
+            self._engine = await self._site.engine.info()
+            self._answered_at = self._site.clock.monotonic()
 
     async def _running(self) -> tuple[RunningInstance, ...]:
         there = [tenure.started for tenure in self._site.tenures if tenure.stopped is None]

@@ -15,7 +15,7 @@ from sqlalchemy import Select, delete, func, select, text, update
 
 from scheduler import queries
 from scheduler.door import Door
-from scheduler.nodes import SILENCE, TOLD_OUTAGES, about_node, offered
+from scheduler.nodes import ENGINE, SILENCE, TOLD_OUTAGES, about_node, offered
 from scheduler.peers import Peers
 from scheduler.tables import (
     JobRow,
@@ -155,6 +155,7 @@ class Administration:
                 troubles = [
                     *row.pressed,
                     *([SILENCE] if row.status == "offline" or row.outages >= TOLD_OUTAGES else []),
+                    *([ENGINE] if row.engine_away else []),
                 ]
                 for trouble in troubles:
                     title = f"Node {node} is removed"

@@ -45,6 +45,7 @@ with chosen as (
     where n.region = %(region)s and n.status = 'online' and n.labels @> %(labels)s
         and (n.name = %(bound)s::text or (
             %(bound)s::text is null and not n.disabled and not n.draining and n.trusted_at is null
+            and not n.engine_away
         ))
         and coalesce(n.architecture = %(architecture)s, true)
         and (%(runtime)s::text is null or %(runtime)s::text = any(n.runtimes))

@@ -29,7 +29,7 @@ UNSTABLE = timedelta(hours=1)
 TOLD_OUTAGES = 3
 PRESSED, RELIEVED = 0.9, 0.85
 # What an alert is about, where it is none of its resources.
-SILENCE = "silence"
+SILENCE, ENGINE = "silence", "engine"
 
 
 def offered(machine: str) -> dict[str, str]:
@@ -46,27 +46,28 @@ _HEARD = """
 with reported as (
     select r.name, coalesce(k.region, r.region) as region, r.boot, r.sequence, r.reported_at, r.engine,
         r.agent, r.instances, r.cpu_millis, r.memory_mb, r.disk_mb,
-        r.used_cpu_millis, r.used_memory_mb, r.used_disk_mb, r.load, r.architecture,
+        r.used_cpu_millis, r.used_memory_mb, r.used_disk_mb, r.load, r.engine_away, r.architecture,
         coalesce(string_to_array(nullif(r.runtimes, ''), ' '), '{{}}') as runtimes,
         coalesce(k.labels, '{{}}') as labels
     from unnest(
         %s::text[], %s::text[], %s::text[], %s::bigint[], %s::timestamptz[], %s::text[], %s::text[],
         %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-        %s::float8[], %s::text[], %s::text[]
+        %s::float8[], %s::boolean[], %s::text[], %s::text[]
     ) as r(
         name, region, boot, sequence, reported_at, engine, agent, instances,
         cpu_millis, memory_mb, disk_mb, used_cpu_millis, used_memory_mb, used_disk_mb, load,
-        architecture, runtimes
+        engine_away, architecture, runtimes
     ) left join node_key k on k.node = r.name
     where k.removed_at is null
 ), before as materialized (
-    select n.name, n.status, n.returned, n.pressed, n.outages from node n join reported r on r.name = n.name
+    select n.name, n.status, n.returned, n.pressed, n.outages, n.engine_away
+    from node n join reported r on r.name = n.name
     order by n.name for no key update of n
 ), written as (
     insert into node as n (
         name, region, boot, sequence, reported_at, engine, agent, instances,
         machine_cpu_millis, machine_memory_mb, machine_disk_mb,
-        used_cpu_millis, used_memory_mb, used_disk_mb, load, architecture, runtimes, labels,
+        used_cpu_millis, used_memory_mb, used_disk_mb, load, engine_away, architecture, runtimes, labels,
         status, last_seen_at, cpu_millis, memory_mb, disk_mb, free_cpu_millis, free_memory_mb, free_disk_mb
     )
     select r.*, 'online', %s, r.cpu_millis, r.memory_mb, r.disk_mb,
@@ -76,7 +77,8 @@ with reported as (
         region = excluded.region, boot = excluded.boot, sequence = excluded.sequence,
         reported_at = excluded.reported_at, last_seen_at = excluded.last_seen_at, status = 'online',
         engine = excluded.engine, agent = excluded.agent, instances = excluded.instances,
-        load = excluded.load, architecture = excluded.architecture, runtimes = excluded.runtimes,
+        load = excluded.load, engine_away = excluded.engine_away,
+        architecture = excluded.architecture, runtimes = excluded.runtimes,
         machine_cpu_millis = excluded.machine_cpu_millis, machine_memory_mb = excluded.machine_memory_mb,
         machine_disk_mb = excluded.machine_disk_mb,
         used_cpu_millis = excluded.used_cpu_millis, used_memory_mb = excluded.used_memory_mb,
@@ -92,6 +94,7 @@ with reported as (
         returned = n.returned + case
             when n.status = 'offline' or n.region <> excluded.region or n.cpu_millis < {cpu}
                 or n.memory_mb < {memory} or n.disk_mb < {disk}
+                or (n.engine_away and not excluded.engine_away)
             then 1 else 0 end
     where (n.boot = excluded.boot and n.sequence < excluded.sequence)
         -- A later start of the agent; or one whose clock was set back, once the old one is silent.
@@ -99,7 +102,7 @@ with reported as (
     returning n.name, n.region, n.returned
 )
 select written.name, written.region, before.status, before.returned is distinct from written.returned,
-    coalesce(before.pressed, '{{}}'), coalesce(before.outages, 0)
+    coalesce(before.pressed, '{{}}'), coalesce(before.outages, 0), coalesce(before.engine_away, false)
 from written left join before on before.name = written.name
 """.format(**offered("excluded"))
 
@@ -199,6 +202,7 @@ class Nodes:
                     r.used.memory_mb,
                     r.used.disk_mb,
                     r.used.load,
+                    r.engine_away,
                     r.architecture,
                     " ".join(r.runtimes),
                 )
@@ -209,7 +213,7 @@ class Nodes:
         cursor = await connection.execute(_HEARD, (*map(list, columns), now), prepare=True)
         by_name = {r.node: r for r in reports}
         recorded, pressed = [], []
-        for name, region, before, returned, was_pressed, outages in await cursor.fetchall():
+        for name, region, before, returned, was_pressed, outages, was_away in await cursor.fetchall():
             recorded.append(by_name[name])
             if returned:
                 tx.after_commit(self._place)
@@ -220,6 +224,8 @@ class Nodes:
                 if outages < TOLD_OUTAGES:
                     title = f"Node {name} is online again"
                     tx.publish(about_node(name, region, SILENCE, "warning", title, over=True))
+            if by_name[name].engine_away != was_away:
+                tx.publish(about_engine(name, region, over=was_away))
             is_pressed = pressed_in(by_name[name], was_pressed)
             if is_pressed != was_pressed:
                 pressed.append((name, " ".join(is_pressed)))
@@ -300,6 +306,11 @@ def about_node(
         about=f"node/{node}/{trouble}",
         over=over,
     )
+
+
+def about_engine(node: str, region: str, *, over: bool) -> AlertRaised:
+    title = f"The container engine of node {node} " + ("answers again" if over else "does not answer")
+    return about_node(node, region, ENGINE, "warning" if over else "critical", title, over=over)
 
 
 def pressure(

@@ -37,7 +37,7 @@ n.used_cpu_millis, n.used_memory_mb, n.used_disk_mb,
 n.machine_cpu_millis, n.machine_memory_mb, n.machine_disk_mb,
 n.limit_cpu_millis, n.limit_memory_mb, n.limit_disk_mb, n.load,
 n.oversubscribe_cpu, n.oversubscribe_memory, n.reserve, n.disabled, n.draining, n.drain_total, n.labels,
-n.agent, n.trusted_at, n.pressed, k.address, k.joined_at,
+n.agent, n.trusted_at, n.pressed, n.engine_away, k.address, k.joined_at,
 (select count(*) from placement p where p.node = n.name)
 """
 
@@ -71,7 +71,7 @@ select process, index, node from placement where workload = %s and leaving is nu
 
 _REGIONS = """
 select region, bool_or(
-    status = 'online' and not disabled and not draining
+    status = 'online' and not engine_away and not disabled and not draining
     and free_cpu_millis - reserve * cpu_millis >= %s
     and free_memory_mb - reserve * memory_mb >= %s
     and free_disk_mb - reserve * disk_mb >= %s
@@ -138,6 +138,7 @@ def _info(row: Sequence[Any]) -> NodeInfo:
         agent,
         trusted_at,
         pressed,
+        engine_away,
         address,
         joined_at,
         placements,
@@ -154,6 +155,7 @@ def _info(row: Sequence[Any]) -> NodeInfo:
         used=_usage(used, load),
         instances=instances,
         engine=engine,
+        engine_away=engine_away,
         machine=_capacity(machine),
         limits=NodeLimits(**dict(zip(_RESOURCES, limits, strict=True))),
         oversubscribe_cpu=oversubscribe_cpu,

@@ -22,7 +22,8 @@ n.name, n.region, n.status = 'online', n.cpu_millis, n.memory_mb, n.disk_mb,
 n.reserved_cpu_millis, n.reserved_memory_mb, n.reserved_disk_mb,
 n.free_cpu_millis, n.free_memory_mb, n.free_disk_mb,
 n.used_cpu_millis, n.used_memory_mb, n.used_disk_mb, n.returned,
-n.reserve, n.disabled, n.draining, n.trusted_at is not null, case when n.labels <> '{}' then n.labels end,
+n.reserve, n.disabled, n.draining, n.trusted_at is not null, n.engine_away,
+case when n.labels <> '{}' then n.labels end,
 n.architecture, case when n.runtimes <> '{}' then n.runtimes end, n.xmin::text
 """
 
@@ -151,8 +152,8 @@ async def one(connection: AsyncConnection[Any], name: str) -> Node | None:
 
 
 def _node(row: Sequence[Any]) -> Node:
-    name, region, online, *numbers, returned, reserve, disabled, draining, resting = row[:20]
-    labels, architecture, runtimes, version = row[20:]
+    name, region, online, *numbers, returned, reserve, disabled, draining, resting, away = row[:21]
+    labels, architecture, runtimes, version = row[21:]
     capacity, reserved, free, used = (Room(*numbers[i : i + 3]) for i in (0, 3, 6, 9))
     return Node(
         name,
@@ -164,7 +165,7 @@ def _node(row: Sequence[Any]) -> Node:
         used,
         returned,
         kept=Room(*(int(size * reserve) for size in capacity)) if reserve else NOTHING,
-        closed=_closed(disabled, draining, resting),
+        closed=_closed(disabled, draining, resting, away),
         draining=draining,
         labels=_pairs(labels),
         architecture=architecture,
@@ -177,9 +178,11 @@ def _pairs(labels: Mapping[str, str] | None) -> frozenset[tuple[str, str]]:
     return frozenset(labels.items()) if labels else _NONE
 
 
-def _closed(disabled: bool, draining: bool, resting: bool) -> str | None:
+def _closed(disabled: bool, draining: bool, resting: bool, away: bool) -> str | None:
     if draining:
         return "being drained"
     if disabled:
         return "disabled by its administrator"
+    if away:
+        return "its container engine does not answer"
     return "has been offline again and again, and rests" if resting else None

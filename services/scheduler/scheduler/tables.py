@@ -22,6 +22,7 @@ class NodeRow(Base):
     region: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
     engine: Mapped[str] = mapped_column(Text)
+    engine_away: Mapped[bool] = mapped_column(server_default=text("false"))
     instances: Mapped[int] = mapped_column(BigInteger)
     # The newest report heard, so that an older one that comes late changes nothing.
     boot: Mapped[str] = mapped_column(Text)
