@@ -344,6 +344,13 @@ async def test_a_route_that_is_not_there_is_told_of(here: World, customer: Custo
         assert error["message"] == f"there is no {method} {path}; /docs lists every route"
 
 
+async def test_of_many_wrong_fields_some_are_named(here: World, customer: Customer) -> None:
+    """Who sends thousands of them keeps nobody else waiting."""
+    body = {f"f{number}": 1 for number in range(18_000)}
+    error = await refused(here, customer, 422, "POST", "/api/auth/login", json=body)
+    assert len(error["details"]["fields"]) == 50
+
+
 async def test_every_shape_has_words(here: World, customer: Customer) -> None:
     described = (await customer.client.get("/openapi.json")).json()
 
