@@ -27,7 +27,7 @@ CACHE = ROOT / ".cache"
 WITH_ENGINE = {"bench", "builder", "compose", "embedded", "journeys", "node_agent", "nodes", "ports"}
 
 # Areas that meet on the engine, by a name or by its networks: one process runs them one after the other. What
-# is not named here is shared out by file. The longest come first.
+# is not named here is shared out by file. The longest come first, so that nobody waits for one at the end.
 TOGETHER = {
     "journeys": "platforms",
     "nodes": "platforms",
@@ -37,6 +37,7 @@ TOGETHER = {
     "compose": "compose",
     "embedded": "embedded",
 }
+LONG = ("volumes", "scheduler", "system")
 
 FURTHER_IMAGES = pytest.StashKey[Future[None]]()
 
@@ -57,13 +58,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        order = list(dict.fromkeys(TOGETHER.values()))
+        order = [*dict.fromkeys(TOGETHER.values()), *LONG]
         # Those images take minutes on a fresh machine: whoever needs them comes last in his area.
         late = {item.path for item in items if "further_images" in getattr(item, "fixturenames", ())}
 
         def turn(item: pytest.Item) -> tuple[int, bool]:
-            together = TOGETHER.get(area(item))
-            return (order.index(together) if together else len(order), item.path in late)
+            where = TOGETHER.get(area(item), area(item))
+            return (order.index(where) if where in order else len(order), item.path in late)
 
         items.sort(key=turn)
     for item in items:
