@@ -302,13 +302,13 @@ async def test_through_the_service(gateway: Gateway, docker: DockerBuilder) -> N
     """An end by the clock, a log without end, an archive that unpacks to more than there may be: all at once,
     beside somebody's honest build."""
     await gateway.builder(
-        None, prefix=PREFIX, engine=URL, concurrency=4, timeout_seconds=8, log_mb=0.2, source_mb=1
+        None, prefix=PREFIX, engine=URL, concurrency=4, timeout_seconds=12, log_mb=0.2, source_mb=1
     )
     now = time.time_ns()
     requests = {
         "endless": gateway.upload({"Dockerfile": f"FROM {BASE}\nRUN sleep 600 # {now}\n"}),
         "talker": gateway.upload(
-            {"Dockerfile": f"FROM {BASE}\nRUN perl -e 'print qq(y) x 999, qq(\\n) for 1..20000' # {now}\n"}
+            {"Dockerfile": f"FROM {BASE}\nRUN perl -e 'print qq(y) x 999, qq(\\n) for 1..5000' # {now}\n"}
         ),
         "bomb": gateway.upload({"Dockerfile": f"FROM {BASE}\n", "bomb": b"\0" * 4_000_000}),
         "honest": gateway.upload({"Dockerfile": f"FROM {BASE}\nRUN echo fine # {now}\n"}),

@@ -86,7 +86,9 @@ async def test_a_clean_server_becomes_a_node_runs_an_app_and_is_clean_again(
     assert made["token"] not in said
 
     async def online() -> bool:
-        return bool((await node(administrator, "edge-1"))["status"] == "online")
+        # It is ready a moment before it is heard.
+        listed = (await administrator.call("GET", "/api/admin/paas/nodes"))["nodes"]
+        return any((one["name"], one["status"]) == ("edge-1", "online") for one in listed)
 
     await eventually(online, what="the node online")
     view = await node(administrator, "edge-1")
