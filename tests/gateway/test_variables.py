@@ -202,7 +202,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "new with the mask": ({"A": MASK}, "needs a value"),
     "another scope": ({"A": {"value": "1", "scope": "world"}}, "scope"),
     "another field": ({"A": {"value": "1", "x": 1}}, "x"),
-    "a list": ([], "dictionary"),
+    "a list": ([], "should be a JSON object"),
 }
 
 

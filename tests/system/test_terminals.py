@@ -84,6 +84,16 @@ async def test_a_process_inside_an_instance_is_talked_to(customer: Customer, app
     assert unknown.value.status == 409
 
 
+async def test_a_frame_of_text_ends_it_with_the_reason(customer: Customer, app: str, address: str) -> None:
+    ticket = await customer.call("POST", f"/api/paas/apps/{app}/exec", json={"command": ["cat"]})
+    async with connect(at(address, ticket)) as socket:
+        await socket.send("ls")
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.reason == "a frame of text came; every frame is binary"
+
+
 async def test_more_than_fits_is_sent_as_it_is_read(customer: Customer, app: str, address: str) -> None:
     ticket = await customer.call("POST", f"/api/paas/apps/{app}/exec", json={"command": ["cat"]})
     sent = b"x" * 30_000

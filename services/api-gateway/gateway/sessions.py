@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Awaitable
 
 from contracts import sessions
-from contracts.errors import BerthError, Forbidden, Unavailable
+from contracts.errors import BerthError, Forbidden, InvalidInput, Unavailable
 from contracts.ids import new_id
 from contracts.sessions import Opened
 from nats.aio.msg import Msg
@@ -156,7 +156,9 @@ class Relay:
             await self._room.wait()
             try:
                 frame = await self._socket.receive_bytes()
-            except (WebSocketDisconnect, KeyError, RuntimeError):
+            except KeyError as error:
+                raise InvalidInput("a frame of text came; every frame is binary") from error
+            except (WebSocketDisconnect, RuntimeError):
                 return
             if frame[:1] in _TO_NODE and len(frame) <= _LARGEST_FRAME:
                 await self._send(frame)

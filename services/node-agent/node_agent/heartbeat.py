@@ -14,7 +14,8 @@ from node_agent.machine import Machine
 from node_agent.site import Site
 
 _UNKNOWN = "unknown"
-# How long the first beat waits for the engine. So long without an answer it is away; an update takes less.
+# How long a beat waits for an engine that has not answered. So long without an answer it is away; an update
+# takes less.
 _PATIENCE, _AWAY = 3.0, 60.0
 _MIB = 1024 * 1024
 
@@ -42,7 +43,8 @@ class Heart:
         self._seen: dict[str, tuple[float, float]] = {}
 
     async def beat(self) -> None:
-        if self._engine is None:
+        if self._engine is None or self._away():
+            # It may be this process that was away: the engine is asked before it is said of it.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PATIENCE):
                     await self.look()
@@ -58,7 +60,7 @@ class Heart:
                 capacity=self._machine.capacity(),
                 used=self._machine.usage(),
                 engine=_UNKNOWN if engine is None else str(engine),
-                engine_away=self._site.clock.monotonic() - self._answered_at > _AWAY,
+                engine_away=self._away(),
                 architecture=None if engine is None else engine.architecture,
                 runtimes=() if engine is None else engine.runtimes,
                 agent=self._agent,
@@ -66,6 +68,9 @@ class Heart:
                 volumes=await self._volumes(),
             )
         )
+
+    def _away(self) -> bool:
+        return self._site.clock.monotonic() - self._answered_at > _AWAY
 
     async def look(self) -> None:
         """Beside the beats: the node is there, and its engine may not be, or may hang."""
