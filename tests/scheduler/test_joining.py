@@ -338,16 +338,15 @@ async def known(stage: Stage, node: str) -> bool:
     return True
 
 
+async def in_vain(_: Door, node: str) -> int:
+    raise Unavailable(f"nobody answers about {node}")
+
+
 async def test_a_removed_node_that_cannot_be_cut_off_stays_removed_until_it_is(
     scheduler: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await scheduler.bus.ask(join(await token(scheduler), KEY, node="j1"))
-    door = Door(scheduler.runtime)
-    cut = Door.cut
-
-    async def in_vain(_: Door, node: str) -> int:
-        raise Unavailable(f"nobody answers about {node}")
-
+    door, cut = Door(scheduler.runtime), Door.cut
     async with connected(scheduler, "j1", KEY) as (client, _):
         monkeypatch.setattr(Door, "cut", in_vain)
         await scheduler.bus.ask(NodeRemoved(node="j1"))
@@ -368,12 +367,7 @@ async def test_nobody_takes_the_name_of_a_removed_machine_that_is_not_cut_off_ye
     scheduler: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await scheduler.bus.ask(join(await token(scheduler), KEY, node="j1"))
-    door = Door(scheduler.runtime)
-    cut = Door.cut
-
-    async def in_vain(_: Door, node: str) -> int:
-        raise Unavailable(f"nobody answers about {node}")
-
+    door, cut = Door(scheduler.runtime), Door.cut
     async with connected(scheduler, "j1", KEY) as (client, _):
         monkeypatch.setattr(Door, "cut", in_vain)
         await scheduler.bus.ask(NodeRemoved(node="j1"))
